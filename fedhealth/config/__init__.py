@@ -1,0 +1,1 @@
+"""study.yaml, site.yaml and server.yaml as pydantic models."""

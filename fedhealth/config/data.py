@@ -1,0 +1,138 @@
+"""The data section of study.yaml, and its translation into the frozen data contract."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhealth.config.base import ConfigModel, Name
+from fedhealth.contracts.data import (
+    Column,
+    DataContract,
+    Modality,
+    SplitPlan,
+    TableModality,
+    VolumeModality,
+)
+
+
+class ColumnConfig(ConfigModel):
+    """One column of a table."""
+
+    name: Name
+    dtype: Literal["float", "int", "category"]
+    unit: str | None = Field(None, max_length=40, description="Unit of measurement, such as mmol/L.")
+    minimum: float | None = Field(None, description="Smallest plausible value: public, not from patients.")
+    maximum: float | None = Field(None, description="Largest plausible value: public, not from patients.")
+    codes: tuple[int, ...] = Field((), max_length=100, description="Allowed values of a category.")
+    required: bool = Field(False, description="True: a missing value is refused.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.dtype == "category":
+            if len(self.codes) < 2 or len(set(self.codes)) != len(self.codes):  # noqa: PLR2004
+                raise ValueError("a category needs at least two distinct codes")
+            if self.minimum is not None or self.maximum is not None:
+                raise ValueError("a category has codes, not minimum and maximum")
+            return self
+        if self.codes:
+            raise ValueError("codes belong to a category column")
+        if self.minimum is None or self.maximum is None or not self.minimum < self.maximum:
+            raise ValueError("a numeric column needs minimum < maximum")
+        return self
+
+
+class TableConfig(ConfigModel):
+    """A block of columns."""
+
+    kind: Literal["table"]
+    name: Name
+    columns: tuple[ColumnConfig, ...] = Field(min_length=1, max_length=2000)
+
+
+class VolumeConfig(ConfigModel):
+    """A 3D image."""
+
+    kind: Literal["volume"]
+    name: Name
+    shape: tuple[int, int, int] = Field(description="Voxels along i, j, k.")
+    spacing_mm: tuple[float, float, float]
+    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
+
+    @model_validator(mode="after")
+    def _grid(self) -> Self:
+        if not all(8 <= n <= 512 for n in self.shape):  # noqa: PLR2004 - encoder needs 8, 512^3 is 0.5 GB
+            raise ValueError("each side of shape is between 8 and 512 voxels")
+        if not all(0 < s <= 50 for s in self.spacing_mm):  # noqa: PLR2004
+            raise ValueError("spacing_mm is between 0 and 50 mm")
+        return self
+
+
+class LabelConfig(ConfigModel):
+    """The label column and its codes."""
+
+    column: Name = "label"
+    codes: tuple[int, ...] = Field((0, 1), min_length=2, max_length=100)
+
+
+class SplitConfig(ConfigModel):
+    """Patient-level split."""
+
+    train: float = Field(0.7, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(self.train + self.validation + self.test - 1) > 1e-6:  # noqa: PLR2004
+            raise ValueError("train + validation + test must be 1")
+        return self
+
+
+class DataConfig(ConfigModel):
+    """What every site's data must look like."""
+
+    patient_id_column: Name = "patient_id"
+    label: LabelConfig = Field(default_factory=LabelConfig)
+    modalities: tuple[Annotated[TableConfig | VolumeConfig, Field(discriminator="kind")], ...] = Field(
+        min_length=1, max_length=20
+    )
+    split: SplitConfig = Field(default_factory=SplitConfig)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        names = [m.name for m in self.modalities]
+        if len(set(names)) != len(names):
+            raise ValueError(f"modality names repeat: {names}")
+        columns = [c.name for m in self.modalities if isinstance(m, TableConfig) for c in m.columns]
+        columns += [self.patient_id_column, self.label.column]
+        repeated = sorted({c for c in columns if columns.count(c) > 1})
+        if repeated:
+            raise ValueError(f"column names repeat: {repeated}")
+        return self
+
+    def to_contract(self, *, seed: int) -> DataContract:
+        """The frozen contract that `data` and site packages read; `seed` is the study's."""
+        return DataContract(
+            patient_id_column=self.patient_id_column,
+            label_column=self.label.column,
+            label_codes=self.label.codes,
+            modalities=tuple(_modality(m) for m in self.modalities),
+            split=SplitPlan(
+                train=self.split.train,
+                validation=self.split.validation,
+                test=self.split.test,
+                seed=seed,
+            ),
+        )
+
+
+def _modality(config: TableConfig | VolumeConfig) -> Modality:
+    if isinstance(config, VolumeConfig):
+        return VolumeModality(
+            name=config.name,
+            shape=config.shape,
+            spacing_mm=config.spacing_mm,
+            orientation=config.orientation,
+        )
+    columns = tuple(Column(**column.model_dump()) for column in config.columns)
+    return TableModality(name=config.name, columns=columns)

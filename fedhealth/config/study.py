@@ -1,0 +1,125 @@
+"""study.yaml: what a consortium agrees on. The same file, by digest, is pinned at every site."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhealth.config.base import ConfigModel, Name, OptionValue, PluginName, Slug
+from fedhealth.config.data import DataConfig
+from fedhealth.contracts.metrics import METRIC_RANGES
+
+SCHEMA_VERSION = 1
+
+
+class PluginChoice(ConfigModel):
+    """An installed plug-in by name, with its options."""
+
+    name: PluginName = Field(description="Entry point name of an installed plug-in.")
+    options: dict[Name, OptionValue] = Field(
+        default_factory=dict, description="Options of that plug-in; unknown ones are refused by it."
+    )
+
+
+class OptimizerConfig(ConfigModel):
+    """The local optimiser at every site."""
+
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="torch.optim algorithm.")
+    learning_rate: float = Field(0.05, gt=0, le=10, description="Step size.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD only.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="L2 (sgd, adam) or decoupled (adamw).")
+
+
+class TrainingConfig(ConfigModel):
+    """Local training in every round, the same at all sites."""
+
+    name: PluginName = Field("supervised", description="Entry point in fedhealth.training.")
+    options: dict[Name, OptionValue] = Field(
+        default_factory=dict, description="Options of that training method."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(name="sgd"))
+    batch_size: int = Field(16, ge=1, le=4096, description="Patients a step.")
+    local_epochs: int | None = Field(None, ge=1, le=1000, description="Passes over the training side.")
+    local_steps: int | None = Field(None, ge=1, le=1_000_000, description="Optimiser steps instead of epochs.")
+    modality_dropout: float = Field(
+        0.1, ge=0, lt=1, description="Chance that a present modality is hidden from a training step."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.local_epochs is None) == (self.local_steps is None):
+            raise ValueError("give exactly one of local_epochs and local_steps")
+        return self
+
+
+class FederationConfig(ConfigModel):
+    """Who must be there, and how long the others wait."""
+
+    min_cohort: int = Field(2, ge=2, le=1000, description="Fewest sites in a round; fewer: the round is void.")
+    cohort_wait_s: float = Field(600, gt=0, le=604_800, description="How long to wait for the minimum cohort.")
+    round_deadline_s: float = Field(3600, gt=0, le=604_800, description="A round ends at the latest after this.")
+    max_void_rounds: int = Field(3, ge=1, le=1000, description="Void rounds in a row after which a run stops.")
+
+
+class RunPlan(ConfigModel):
+    """One training. A study may hold several runs; they are done in order, by the same sites."""
+
+    name: Slug = Field(description="Names the run's folder and its reports.")
+    num_rounds: int = Field(ge=1, le=10_000)
+    strategy: PluginChoice = Field(
+        default_factory=lambda: PluginChoice(name="fedavg"),
+        description="Aggregation at the server: entry point in fedhealth.strategies.",
+    )
+    personalisation: Literal["none", "private_head"] = Field(
+        "none", description="private_head: the model's head is trained at each site and never leaves it."
+    )
+
+
+class ReleaseConfig(ConfigModel):
+    """What may leave a site besides the tensors."""
+
+    metrics: tuple[str, ...] = Field(
+        ("auc", "log_loss", "brier", "calibration_error", "train_loss"),
+        description=f"Any of: {', '.join(METRIC_RANGES)}.",
+    )
+    metric_digits: int = Field(3, ge=1, le=4, description="Significant digits after rounding.")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = sorted(set(self.metrics) - set(METRIC_RANGES))
+        if unknown:
+            raise ValueError(f"unknown metrics {unknown}; known: {', '.join(METRIC_RANGES)}")
+        return self
+
+
+class PoolingPolicy(ConfigModel):
+    """What the consortium's data policy says about pooling, so that `study check` can be honest."""
+
+    pooling_allowed: bool = Field(False, description="True if the data may be brought to one place.")
+
+
+class Study(ConfigModel):
+    """A whole study: data contract, model, task, training, runs, release."""
+
+    schema_version: Literal[1] = Field(description="Version of this file's format.")
+    id: Slug = Field(description="Short id; becomes a folder name.")
+    title: str = Field(min_length=1, max_length=200)
+    seed: int = Field(ge=0, lt=2**31, description="Fixes initial weights, splits and batch order.")
+    data: DataConfig
+    task: PluginChoice = Field(default_factory=lambda: PluginChoice(name="binary_classification"))
+    model: PluginChoice = Field(default_factory=lambda: PluginChoice(name="multimodal"))
+    training: TrainingConfig
+    federation: FederationConfig = Field(default_factory=lambda: FederationConfig(min_cohort=2))
+    runs: tuple[RunPlan, ...] = Field(min_length=1, max_length=20)
+    release: ReleaseConfig = Field(default_factory=lambda: ReleaseConfig(metric_digits=3))
+    policy: PoolingPolicy = Field(default_factory=lambda: PoolingPolicy(pooling_allowed=False))
+
+    @model_validator(mode="after")
+    def _distinct_runs(self) -> Self:
+        names = [run.name for run in self.runs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"run names repeat: {names}")
+        return self
+
+    def run(self, name: str) -> RunPlan:
+        """The run of that name. Raises KeyError."""
+        return {run.name: run for run in self.runs}[name]

@@ -1,0 +1,1 @@
+"""Frozen records and Protocols: the plug-in API (stdlib and numpy only)."""

@@ -1,0 +1,67 @@
+"""What the round loop asks of a strategy, in fedhealth's words. `flower/strategy_adapter.py` implements it over Flower's five verbs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+StrategyConfig = dict[str, float | int | bool]
+
+STRATEGY_CONFIG_ALLOWED: frozenset[str] = frozenset({"proximal_mu"})
+"""Keys of a strategy's ConfigRecord that may enter a manifest and so reach a site. Everything else is dropped
+(Flower's own bookkeeping such as `server-round`) or refused (see `flower/strategy_adapter.py`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReply:
+    """One site's verified contribution. `weight` is the training size declared at admission (public)."""
+
+    site_id: str
+    weight: float
+    load_vector: Callable[[], Vector] = field(repr=False)
+    train_metrics: Mapping[str, float]
+    evaluate_metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate:
+    """The next global vector (float32, finite, on the spec) and size-weighted mean metrics."""
+
+    vector: Vector = field(repr=False)
+    train_metrics: Mapping[str, float]
+    evaluate_metrics: Mapping[str, float]
+
+
+class Aggregator(Protocol):
+    """A strategy bound to one run."""
+
+    def configure(
+        self, round_number: int, vector: Vector, cohort: Sequence[str]
+    ) -> StrategyConfig:
+        """What the strategy wants every site of this round's cohort to know.
+
+        Raises:
+            QuorumError: the strategy wants more sites than the cohort holds.
+            ConfigError: the strategy wants something that may not reach a site.
+        """
+        ...
+
+    def aggregate(self, round_number: int, replies: Iterator[SiteReply]) -> Aggregate:
+        """Fold replies, which come in roster order and are loaded one at a time.
+
+        Raises:
+            AggregationError: the strategy returned nothing, another spec or a non-finite value.
+            whatever the iterator raises: the round is void.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """What the strategy carries from round to round (server optimiser moments), by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Put back what `state_dict` gave. Raises AggregationError on unknown names."""
+        ...

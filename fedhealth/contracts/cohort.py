@@ -1,0 +1,65 @@
+"""A site's cohort, as a site package returns it. Nothing in here ever leaves the data zone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhealth.contracts.data import DataContract, SplitName
+
+
+class LazyVolume(Protocol):
+    """A volume that is read when it is needed."""
+
+    def load(self) -> NDArray[np.float32]:
+        """Read it: (i, j, k) float32 on the contract's grid, intensities z-scored over the volume.
+
+        Raises:
+            SiteDataError: the file is unreadable, truncated or not on the contract's grid.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patient:
+    """One patient's record.
+
+    `tables[name]` is one value per column of that modality, float64, NaN where missing; a modality that the
+    patient lacks altogether is absent from the mapping. The same holds for `volumes`.
+    """
+
+    patient_id: str = field(repr=False)
+    label: int = field(repr=False)
+    tables: Mapping[str, NDArray[np.float64]] = field(repr=False)
+    volumes: Mapping[str, LazyVolume] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """The patients of one site. `fixed_split` (patient id -> side) replaces the contract's seeded split."""
+
+    contract: DataContract
+    patients: tuple[Patient, ...] = field(repr=False)
+    fixed_split: Mapping[str, SplitName] | None = field(default=None, repr=False)
+
+
+class SitePackage(Protocol):
+    """What a hospital installs: the entry point object of group ``fedhealth.sites`` is a class with this shape.
+
+    `fedhealth.testing.site_contract` is the suite that a package runs on itself.
+    """
+
+    def __init__(self, *, data_dir: Path, options: Mapping[str, object], cache_dir: Path) -> None:
+        """Args: the site's data folder, `package_options` of site.yaml, a private folder for caches."""
+        ...
+
+    def load_cohort(self, contract: DataContract) -> Cohort:
+        """Read and check the cohort against the contract.
+
+        Raises:
+            SiteDataError: the data does not keep the contract.
+        """
+        ...

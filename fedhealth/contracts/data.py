@@ -1,0 +1,83 @@
+"""What a study expects of every hospital's data: the data contract. Built by `config`, read by `data` and site packages."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+class SplitName(StrEnum):
+    """The three sides of a patient-level split."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a table modality.
+
+    `minimum` and `maximum` are *public* plausibility limits in `unit` (closed interval): a value outside is
+    refused, and numeric columns are scaled with them, so no statistic of a patient is needed. `codes` are the
+    allowed values of a category column (one-hot encoded in this order).
+    """
+
+    name: str
+    dtype: Literal["float", "int", "category"]
+    unit: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    codes: tuple[int, ...] = ()
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableModality:
+    """A block of columns that a patient has or lacks as a whole; single values may be missing too."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeModality:
+    """A 3D image on one grid: `shape` in voxels (i, j, k), `spacing_mm` per axis, orientation such as ``RAS``."""
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str = "RAS"
+
+
+Modality = TableModality | VolumeModality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPlan:
+    """Fractions of patients on each side (they sum to 1) and the seed that fixes who is where."""
+
+    train: float
+    validation: float
+    test: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataContract:
+    """Columns, units, ranges, codes, grids and split that every site of a study keeps."""
+
+    patient_id_column: str
+    label_column: str
+    label_codes: tuple[int, ...]
+    modalities: tuple[Modality, ...]
+    split: SplitPlan
+
+    @property
+    def tables(self) -> tuple[TableModality, ...]:
+        """The table modalities, in study order."""
+        return tuple(m for m in self.modalities if isinstance(m, TableModality))
+
+    @property
+    def volumes(self) -> tuple[VolumeModality, ...]:
+        """The volume modalities, in study order."""
+        return tuple(m for m in self.modalities if isinstance(m, VolumeModality))

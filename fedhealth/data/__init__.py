@@ -1,0 +1,1 @@
+"""Cohorts: files to tensors, data contract, patient-level splits."""

@@ -1,0 +1,1 @@
+"""Signed statements and the site journal."""

@@ -1,0 +1,1 @@
+"""The adapter to Flower: the only room that imports flwr."""

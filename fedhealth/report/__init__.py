@@ -1,0 +1,1 @@
+"""Round records: JSON first, then HTML."""

@@ -1,0 +1,1 @@
+"""Start, watch and end child processes so that none is ever left behind."""

@@ -1,0 +1,1 @@
+"""Contract suites that hospitals and authors run on their own packages."""

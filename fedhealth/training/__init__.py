@@ -1,0 +1,1 @@
+"""One local round: train and evaluate."""

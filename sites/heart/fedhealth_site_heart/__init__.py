@@ -1,0 +1,1 @@
+"""The four UCI heart-disease hospitals, as a fedhealth site package."""

@@ -1,0 +1,1 @@
+"""Generated NIfTI + EHR cohort, as a fedhealth site package."""

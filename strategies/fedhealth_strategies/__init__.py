@@ -1,0 +1,1 @@
+"""Server aggregation algorithms: one file, one algorithm, one paper."""
