@@ -43,9 +43,12 @@ class RoundTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalUpdate:
-    """The new shared tensors as one vector, and training metrics (no count of patients)."""
+    """The new shared tensors by name (the gate checks and flattens them), and training metrics.
 
-    vector: Vector = field(repr=False)
+    No count of patients: the weight of a site is the size declared at admission.
+    """
+
+    tensors: Mapping[str, Vector] = field(repr=False)
     metrics: Metrics
 
 

@@ -1,0 +1,29 @@
+"""Why a site did not contribute: the closed list of codes. A code is all that ever crosses to another party."""
+
+from enum import StrEnum
+
+
+class DropCode(StrEnum):
+    """Made at the site (first block), by the relay (second), or by the server (third)."""
+
+    SITE_ERROR = "site_error"
+    SITE_DATA = "site_data"
+    TRAINING_FAILED = "training_failed"
+    CANCELLED = "cancelled"
+    REFUSED_BY_GATE = "refused_by_gate"
+    NON_FINITE = "non_finite"
+    WRONG_SPEC = "wrong_spec"
+    MANIFEST_INVALID = "manifest_invalid"
+    MANIFEST_REPLAYED = "manifest_replayed"
+    STUDY_MISMATCH = "study_mismatch"
+    COHORT_REFUSED = "cohort_refused"
+    SITE_BUSY = "site_busy"
+
+    DEADLINE = "deadline"
+    WORKER_UNREACHABLE = "worker_unreachable"
+    PROTOCOL = "protocol"
+
+    NODE_UNAVAILABLE = "node_unavailable"
+    NO_REPLY = "no_reply"
+    BAD_SIGNATURE = "bad_signature"
+    CONTRIBUTION_INVALID = "contribution_invalid"
