@@ -1,0 +1,187 @@
+"""Patients as torch batches. Called by local training and evaluation; models receive `Batch`.
+
+Tables are encoded once. Volumes are read when a batch needs them and kept in memory up to a byte
+limit. The order of patients in a batch, and the order of batches, come from the caller, who owns
+the seed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedhealth.contracts.cohort import Patient
+from fedhealth.contracts.data import DataContract, TableModality, VolumeModality
+from fedhealth.data.tables import TableEncoder, table_encoders
+from fedhealth.errors import SiteDataError
+
+DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
+"""1 GiB: 8192 volumes of 32^3, 1024 of 64^3. Beyond it they are read from the disk cache again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """B patients. Every modality of the contract has its entries, in study order.
+
+    A modality that a patient lacks is all zeros there and False in `present`.
+
+    Attributes:
+        tables: modality name -> (B, F) float32 features, see `TableEncoder`.
+        missing: modality name -> (B, C) float32, 1 where the column's value is missing; all 1 if
+            absent.
+        volumes: modality name -> (B, 1, D, H, W) float32, z-scored; D, H, W are the contract's i,
+            j, k.
+        present: modality name (table or volume) -> (B,) bool.
+        labels: (B,) int64, index into the contract's `label_codes`.
+    """
+
+    tables: dict[str, Tensor] = field(repr=False)
+    missing: dict[str, Tensor] = field(repr=False)
+    volumes: dict[str, Tensor] = field(repr=False)
+    present: dict[str, Tensor] = field(repr=False)
+    labels: Tensor = field(repr=False)
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(
+            tables=_to(self.tables, device),
+            missing=_to(self.missing, device),
+            volumes=_to(self.volumes, device),
+            present=_to(self.present, device),
+            labels=self.labels.to(device),
+        )
+
+
+class PatientDataset:
+    """The patients of one side of a split, as batches.
+
+    Args:
+        patients: records that keep the contract.
+        contract: the study's data contract.
+        memory_limit_bytes: most bytes of volumes kept in memory; 0 keeps none.
+
+    Raises:
+        SiteDataError: FH-DATA-030 a table has another width, FH-DATA-031 a label is not in the
+            contract.
+    """
+
+    def __init__(
+        self,
+        patients: Sequence[Patient],
+        contract: DataContract,
+        *,
+        memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+    ) -> None:
+        self.table_encoders: dict[str, TableEncoder] = table_encoders(contract)
+        self._contract = contract
+        self._patients = tuple(patients)
+        self._labels = _label_indices(self._patients, contract)
+        self._tables: dict[str, Tensor] = {}
+        self._missing: dict[str, Tensor] = {}
+        self._present: dict[str, Tensor] = {}
+        for table in contract.tables:
+            self._encode(table)
+        for volume in contract.volumes:
+            flags = [volume.name in patient.volumes for patient in self._patients]
+            self._present[volume.name] = torch.tensor(flags, dtype=torch.bool)
+        self._volumes = _VolumeMemory(memory_limit_bytes)
+
+    def __len__(self) -> int:
+        return len(self._patients)
+
+    def __repr__(self) -> str:
+        return f"PatientDataset(modalities={[m.name for m in self._contract.modalities]})"
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 label indices of all patients, in order."""
+        return self._labels
+
+    def batch(self, indices: Sequence[int] | NDArray[np.integer] | Tensor) -> Batch:
+        """The batch of these patients, in this order; repeats are allowed, none gives B = 0.
+
+        Args:
+            indices: (B,) positions in 0..N-1, of any integer type.
+
+        Raises:
+            IndexError: a position is outside 0..N-1.
+            SiteDataError: a volume cannot be read.
+        """
+        rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < len(self)):
+            raise IndexError("a batch index is outside the dataset")
+        return Batch(
+            tables={name: values[rows] for name, values in self._tables.items()},
+            missing={name: values[rows] for name, values in self._missing.items()},
+            volumes={v.name: self._load_volumes(v, rows.tolist()) for v in self._contract.volumes},
+            present={m.name: self._present[m.name][rows] for m in self._contract.modalities},
+            labels=self._labels[rows],
+        )
+
+    def _encode(self, table: TableModality) -> None:
+        encoder = self.table_encoders[table.name]
+        present = np.array([table.name in p.tables for p in self._patients], dtype=bool)
+        values = np.full((len(self._patients), encoder.num_columns), np.nan)
+        for row, patient in enumerate(self._patients):
+            if present[row]:
+                values[row] = _checked_row(patient.tables[table.name], encoder)
+        features, missing = encoder.encode(values)
+        self._tables[table.name] = torch.from_numpy(features)
+        self._missing[table.name] = torch.from_numpy(missing)
+        self._present[table.name] = torch.from_numpy(present)
+
+    def _load_volumes(self, modality: VolumeModality, rows: list[int]) -> Tensor:
+        stack = torch.zeros((len(rows), 1, *modality.shape), dtype=torch.float32)
+        for position, row in enumerate(rows):
+            volume = self._patients[row].volumes.get(modality.name)
+            if volume is not None:
+                stack[position, 0] = self._volumes.get((modality.name, row), volume.load)
+        return stack
+
+
+class _VolumeMemory:
+    """First come, first kept, up to a byte limit: every epoch visits every patient."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._kept: dict[tuple[str, int], Tensor] = {}
+
+    def get(self, key: tuple[str, int], load: Callable[[], NDArray[np.float32]]) -> Tensor:
+        if key in self._kept:
+            return self._kept[key]
+        volume = torch.from_numpy(np.array(load(), dtype=np.float32))
+        size = volume.numel() * volume.element_size()
+        if self._used_bytes + size <= self._limit_bytes:
+            self._kept[key] = volume
+            self._used_bytes += size
+        return volume
+
+
+def _checked_row(values: NDArray[np.float64], encoder: TableEncoder) -> NDArray[np.float64]:
+    row = np.asarray(values, dtype=np.float64)
+    encoder.encode(row)  # refuses a row of another width before numpy broadcasts it
+    return row
+
+
+def _label_indices(patients: Sequence[Patient], contract: DataContract) -> Tensor:
+    index_of = {code: index for index, code in enumerate(contract.label_codes)}
+    unknown = sum(patient.label not in index_of for patient in patients)
+    if unknown:
+        raise SiteDataError(
+            "FH-DATA-031",
+            f"{unknown} patients carry a label that is not in the data contract.",
+            why=f"The contract's codes are {list(contract.label_codes)}.",
+            fix="Map the labels to the contract's codes in the site package.",
+        )
+    return torch.tensor([index_of[patient.label] for patient in patients], dtype=torch.int64)
+
+
+def _to(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
