@@ -1,0 +1,203 @@
+"""The signed statements of enrolment and of a round, as closed schemas (docs/reference/round-record.md)."""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.tensors import TensorEntry, TensorSpec
+from fedhealth.errors import EvidenceError
+from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SiteId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
+RunName = SiteId
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+DecimalId = Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]  # uint64 does not fit in JSON numbers
+UtcTime = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
+Metrics = dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float]
+
+
+class Statement(BaseModel):
+    """Base: closed, frozen, finite numbers only, bound to one payload type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def payload_type(cls) -> str:
+        """The DSSE payload type of this statement."""
+        return f"application/vnd.fedhealth.{cls.__name__.lower()}.v1+json"
+
+    def sign(self, key: SigningKey) -> Envelope:
+        """Sign this statement."""
+        return key.sign(self.payload_type(), self.model_dump(mode="json"))
+
+
+S = TypeVar("S", bound=Statement)
+
+
+def open_statement(model: type[S], envelope: Envelope, key: VerifyKey) -> S:
+    """The statement in an envelope, after signature and schema.
+
+    Raises:
+        IdentityError: the signature or the kind is wrong.
+        EvidenceError: FH-EVIDENCE-002 signed, but not in the agreed schema.
+    """
+    payload = key.open(envelope, model.payload_type())
+    return parse_statement(model, payload)
+
+
+def parse_statement(model: type[S], payload: bytes | str) -> S:
+    """Parse without believing: for reading the key that the statement itself names.
+
+    Raises:
+        EvidenceError: FH-EVIDENCE-002 not in the agreed schema.
+    """
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])[:80]
+        raise EvidenceError(
+            "FH-EVIDENCE-002",
+            f"a {model.__name__.lower()} does not keep its schema (at {where or 'the top'}).",
+            why="The other party may run another version.",
+            fix="Compare `fedhealth --version` on both sides.",
+        ) from None
+
+
+class RosterEntry(Statement):
+    """One admitted site, as everybody may know it."""
+
+    site_id: SiteId
+    key_id: Hex64
+    signing_key: str = Field(max_length=64)
+    node_key_id: Hex64
+    train_size: int = Field(ge=1, le=100_000_000)
+    modalities: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...]
+
+
+class Invitation(Statement):
+    """From the consortium to a hospital: the study, where to dial, and the keys to pin."""
+
+    study_yaml: str = Field(max_length=1_000_000)
+    study_id: SiteId
+    study_sha256: Hex64
+    address: str = Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,253}:\d{1,5}$")
+    ca_certificate: str = Field(max_length=20_000)
+    server_key: str = Field(max_length=64)
+    min_cohort: int = Field(ge=2)
+
+
+class JoinRequest(Statement):
+    """From a hospital to the consortium: public keys born at the site, and the declared training size."""
+
+    study_id: SiteId
+    study_sha256: Hex64
+    site_id: SiteId
+    signing_key: str = Field(max_length=64)
+    node_key: str = Field(max_length=1000, pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$")
+    node_key_proof: str = Field(max_length=1000)
+    train_size: int = Field(ge=1, le=100_000_000)
+    modalities: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...]
+
+
+class Admission(Statement):
+    """From the consortium to one hospital: you are on the roster."""
+
+    study_id: SiteId
+    study_sha256: Hex64
+    site: RosterEntry
+    address: str = Field(max_length=260)
+    admitted_at: UtcTime
+
+
+class ManifestTensor(Statement):
+    """One entry of the tensor spec."""
+
+    name: TensorName
+    shape: tuple[Annotated[int, Field(ge=1, le=2**40)], ...] = Field(max_length=8)
+    offset: int = Field(ge=0, le=2**40)
+    dtype: Literal["float32"]
+
+
+class CohortMember(Statement):
+    """One site of a round's cohort."""
+
+    site_id: SiteId
+    key_id: Hex64
+
+
+class Manifest(Statement):
+    """What the server asks of every site of one round. The same bytes go to all."""
+
+    study_id: SiteId
+    study_sha256: Hex64
+    run_name: RunName
+    flower_run_id: DecimalId
+    round_number: int = Field(ge=1, le=1_000_000)
+    attempt: int = Field(ge=1, le=1_000_000)
+    kind: Literal["train", "evaluate"]
+    model_sha256: Hex64
+    tensors: tuple[ManifestTensor, ...] = Field(min_length=1, max_length=20_000)
+    cohort: tuple[CohortMember, ...] = Field(min_length=1, max_length=1000)
+    min_cohort: int = Field(ge=2, le=1000)
+    strategy_config: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float | int | bool]
+    deadline_s: float = Field(gt=0, le=604_800)
+    opened_at: UtcTime
+
+    @model_validator(mode="after")
+    def _contiguous(self) -> "Manifest":
+        offset = 0
+        for tensor in self.tensors:
+            if tensor.offset != offset:
+                raise ValueError("offsets have gaps")
+            offset += _entry(tensor).num_elements
+        if len({t.name for t in self.tensors}) != len(self.tensors):
+            raise ValueError("tensor names repeat")
+        if len({m.site_id for m in self.cohort}) != len(self.cohort):
+            raise ValueError("a site is in the cohort twice")
+        return self
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor spec."""
+        return TensorSpec(entries=tuple(_entry(tensor) for tensor in self.tensors))
+
+
+def _entry(tensor: ManifestTensor) -> TensorEntry:
+    return TensorEntry(
+        name=tensor.name, shape=tensor.shape, offset=tensor.offset, dtype=tensor.dtype
+    )
+
+
+def manifest_tensors(spec: TensorSpec) -> tuple[ManifestTensor, ...]:
+    """The tensor spec in a manifest's form."""
+    return tuple(
+        ManifestTensor(name=e.name, shape=e.shape, offset=e.offset, dtype="float32")
+        for e in spec.entries
+    )
+
+
+class Contribution(Statement):
+    """A site's signed answer to one manifest: the digest of the update that goes with it, or a code."""
+
+    study_id: SiteId
+    site_id: SiteId
+    manifest_sha256: Hex64
+    run_name: RunName
+    round_number: int = Field(ge=1)
+    attempt: int = Field(ge=1)
+    kind: Literal["train", "evaluate"]
+    drop_code: DropCode | None = None
+    update_sha256: Hex64 | None = None
+    num_elements: int = Field(ge=0)
+    train_metrics: Metrics = Field(default_factory=dict)
+    evaluate_metrics: Metrics = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Contribution":
+        has_update = self.update_sha256 is not None
+        expects = self.drop_code is None and self.kind == "train"
+        if has_update != expects or has_update != (self.num_elements > 0):
+            raise ValueError("an update goes with a train contribution without a code, and only there")
+        return self

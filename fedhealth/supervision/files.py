@@ -1,0 +1,99 @@
+"""Small durable files shared between processes: atomic JSON, exclusive locks, free ports."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedhealth.errors import TransportError
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file in one step: a reader sees the old content or the new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`write_atomically` for JSON."""
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of our own JSON files; an absent file is an empty object."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    return value
+
+
+@contextmanager
+def exclusive(path: Path, *, what: str) -> Iterator[None]:
+    """Hold a lock file for as long as the block runs.
+
+    Raises:
+        TransportError: FH-LOCK-001 another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransportError(
+                "FH-LOCK-001",
+                f"{what} is already running from this home.",
+                why="Two at once would overwrite each other's state.",
+                fix="Stop the other one first, or use another --home.",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Check that a configured port can be bound.
+
+    Raises:
+        TransportError: FH-PORT-001 it is in use or not allowed.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TransportError(
+                "FH-PORT-001",
+                f"cannot listen on {host}:{port} ({error.strerror}).",
+                why="Sites dial this address; it is written in their invitation.",
+                fix=f"Stop what uses the port (`ss -ltnp 'sport = :{port}'`), or change `port` in "
+                "server.yaml and send sites the new address.",
+            ) from None
