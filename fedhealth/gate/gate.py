@@ -1,0 +1,130 @@
+"""The one door out of a hospital. It releases what the manifest and the study name, and refuses the rest.
+
+Reading guide for a security officer: `release_update` and `release_metrics` are the whole path of data out of
+the site. A refusal is a code; no exception text, path, name or count of patients can pass, because no type in
+`gate.outbound` has a field that could hold one.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.metrics import METRIC_RANGES
+from fedhealth.contracts.tensors import TensorSpec, vector_bytes
+from fedhealth.errors import GateRefusedError
+from fedhealth.gate.outbound import (
+    _GATE_TOKEN,
+    OutboundCode,
+    OutboundKeys,
+    OutboundMetrics,
+    OutboundStatus,
+    OutboundUpdate,
+)
+
+PROTOCOL_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseTerms:
+    """What may leave in this round: the manifest's tensors, and the study's metrics and rounding."""
+
+    spec: TensorSpec
+    metrics: Collection[str]
+    metric_digits: int
+
+
+def release_update(
+    tensors: Mapping[str, NDArray[np.float32]],
+    *,
+    train_metrics: Mapping[str, float],
+    evaluate_metrics: Mapping[str, float],
+    terms: ReleaseTerms,
+) -> OutboundUpdate:
+    """Release exactly the tensors of the spec, finite, as one vector.
+
+    Raises:
+        GateRefusedError: FH-GATE-001 names, FH-GATE-002 shape or dtype, FH-GATE-003 not finite,
+            FH-GATE-004 a metric that is not listed, FH-GATE-005 a metric out of its range.
+    """
+    if set(tensors) != set(terms.spec.names()):
+        missing = len(set(terms.spec.names()) - set(tensors))
+        extra = len(set(tensors) - set(terms.spec.names()))
+        raise _refused("FH-GATE-001", f"{missing} tensors are missing and {extra} are not named.")
+    vector = np.empty(terms.spec.num_elements, dtype="<f4")
+    for index, entry in enumerate(terms.spec.entries):
+        tensor = tensors[entry.name]
+        if tuple(tensor.shape) != entry.shape or tensor.dtype != np.float32:
+            raise _refused("FH-GATE-002", f"tensor {index} has another shape or dtype.")
+        if not np.isfinite(tensor).all():
+            raise _refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
+        vector[entry.offset : entry.offset + entry.num_elements] = tensor.ravel()
+    return OutboundUpdate(
+        kind="update",
+        payload=vector_bytes(vector),
+        num_elements=terms.spec.num_elements,
+        train_metrics=_released(train_metrics, terms),
+        evaluate_metrics=_released(evaluate_metrics, terms),
+        token=_GATE_TOKEN,
+    )
+
+
+def release_metrics(
+    evaluate_metrics: Mapping[str, float], *, terms: ReleaseTerms
+) -> OutboundMetrics:
+    """Release the metrics of an evaluate-only trip. Raises as `release_update`."""
+    return OutboundMetrics(
+        kind="metrics", evaluate_metrics=_released(evaluate_metrics, terms), token=_GATE_TOKEN
+    )
+
+
+def release_code(code: DropCode) -> OutboundCode:
+    """Release the code of a failure."""
+    return OutboundCode(kind="code", code=DropCode(code), token=_GATE_TOKEN)
+
+
+def release_keys(request: bytes) -> OutboundKeys:
+    """Release a signed join request: public keys, declared size, modality names."""
+    return OutboundKeys(kind="keys", payload=request, token=_GATE_TOKEN)
+
+
+def release_status() -> OutboundStatus:
+    """Release the sign of life."""
+    return OutboundStatus(kind="status", payload=b"%d" % PROTOCOL_VERSION, token=_GATE_TOKEN)
+
+
+def refusal_code(error: GateRefusedError) -> DropCode:
+    """The code that the server gets for a refusal."""
+    if error.code == "FH-GATE-003":
+        return DropCode.NON_FINITE
+    if error.code in {"FH-GATE-001", "FH-GATE-002"}:
+        return DropCode.WRONG_SPEC
+    return DropCode.REFUSED_BY_GATE
+
+
+def _released(metrics: Mapping[str, float], terms: ReleaseTerms) -> dict[str, float]:
+    """Listed metrics, rounded: a float64 could otherwise carry eight bytes of anything."""
+    released = {}
+    for name, value in metrics.items():
+        if name not in METRIC_RANGES:
+            raise _refused("FH-GATE-004", "a metric is not on the closed list.")
+        if name not in terms.metrics:
+            continue  # the study did not ask for it
+        low, high = METRIC_RANGES[name]
+        if not math.isfinite(value) or not low <= value <= high:
+            raise _refused("FH-GATE-005", f"metric {name} is outside {low} to {high}.")
+        released[name] = float(f"{value:.{terms.metric_digits}g}")
+    return released
+
+
+def _refused(code: str, what: str) -> GateRefusedError:
+    return GateRefusedError(
+        code,
+        what,
+        why="The gate releases only what manifest and study name. Nothing was sent.",
+        fix="See the site's log; check the model package with fedhealth.testing.model_contract.",
+    )
