@@ -20,9 +20,15 @@ class ColumnConfig(ConfigModel):
 
     name: Name
     dtype: Literal["float", "int", "category"]
-    unit: str | None = Field(None, max_length=40, description="Unit of measurement, such as mmol/L.")
-    minimum: float | None = Field(None, description="Smallest plausible value: public, not from patients.")
-    maximum: float | None = Field(None, description="Largest plausible value: public, not from patients.")
+    unit: str | None = Field(
+        None, max_length=40, description="Unit of measurement, such as mmol/L."
+    )
+    minimum: float | None = Field(
+        None, description="Smallest plausible value: public, not from patients."
+    )
+    maximum: float | None = Field(
+        None, description="Largest plausible value: public, not from patients."
+    )
     codes: tuple[int, ...] = Field((), max_length=100, description="Allowed values of a category.")
     required: bool = Field(False, description="True: a missing value is refused.")
 
@@ -93,8 +99,8 @@ class DataConfig(ConfigModel):
 
     patient_id_column: Name = "patient_id"
     label: LabelConfig = Field(default_factory=LabelConfig)
-    modalities: tuple[Annotated[TableConfig | VolumeConfig, Field(discriminator="kind")], ...] = Field(
-        min_length=1, max_length=20
+    modalities: tuple[Annotated[TableConfig | VolumeConfig, Field(discriminator="kind")], ...] = (
+        Field(min_length=1, max_length=20)
     )
     split: SplitConfig = Field(default_factory=SplitConfig)
 

@@ -38,10 +38,17 @@ class TrainingConfig(ConfigModel):
     )
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(name="sgd"))
     batch_size: int = Field(16, ge=1, le=4096, description="Patients a step.")
-    local_epochs: int | None = Field(None, ge=1, le=1000, description="Passes over the training side.")
-    local_steps: int | None = Field(None, ge=1, le=1_000_000, description="Optimiser steps instead of epochs.")
+    local_epochs: int | None = Field(
+        None, ge=1, le=1000, description="Passes over the training side."
+    )
+    local_steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="Optimiser steps instead of epochs."
+    )
     modality_dropout: float = Field(
-        0.1, ge=0, lt=1, description="Chance that a present modality is hidden from a training step."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Chance that a present modality is hidden from a training step.",
     )
 
     @model_validator(mode="after")
@@ -54,10 +61,18 @@ class TrainingConfig(ConfigModel):
 class FederationConfig(ConfigModel):
     """Who must be there, and how long the others wait."""
 
-    min_cohort: int = Field(2, ge=2, le=1000, description="Fewest sites in a round; fewer: the round is void.")
-    cohort_wait_s: float = Field(600, gt=0, le=604_800, description="How long to wait for the minimum cohort.")
-    round_deadline_s: float = Field(3600, gt=0, le=604_800, description="A round ends at the latest after this.")
-    max_void_rounds: int = Field(3, ge=1, le=1000, description="Void rounds in a row after which a run stops.")
+    min_cohort: int = Field(
+        2, ge=2, le=1000, description="Fewest sites in a round; fewer: the round is void."
+    )
+    cohort_wait_s: float = Field(
+        600, gt=0, le=604_800, description="How long to wait for the minimum cohort."
+    )
+    round_deadline_s: float = Field(
+        3600, gt=0, le=604_800, description="A round ends at the latest after this."
+    )
+    max_void_rounds: int = Field(
+        3, ge=1, le=1000, description="Void rounds in a row after which a run stops."
+    )
 
 
 class RunPlan(ConfigModel):
@@ -70,7 +85,8 @@ class RunPlan(ConfigModel):
         description="Aggregation at the server: entry point in fedhealth.strategies.",
     )
     personalisation: Literal["none", "private_head"] = Field(
-        "none", description="private_head: the model's head is trained at each site and never leaves it."
+        "none",
+        description="private_head: the model's head is trained at each site and never leaves it.",
     )
 
 
@@ -94,7 +110,9 @@ class ReleaseConfig(ConfigModel):
 class PoolingPolicy(ConfigModel):
     """What the consortium's data policy says about pooling, so that `study check` can be honest."""
 
-    pooling_allowed: bool = Field(False, description="True if the data may be brought to one place.")
+    pooling_allowed: bool = Field(
+        False, description="True if the data may be brought to one place."
+    )
 
 
 class Study(ConfigModel):

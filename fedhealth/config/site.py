@@ -1,0 +1,55 @@
+"""site.yaml: what one hospital decides for itself. It stays at the hospital."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhealth.config.base import ConfigModel, LogLevel, Slug
+from fedhealth.config.study import PluginChoice
+
+
+class SiteConfig(ConfigModel):
+    """One site: its package, its data folder, the size it declares, how its processes run."""
+
+    schema_version: Literal[1] = Field(description="Version of this file's format.")
+    site_id: Slug = Field(description="Public id of the site in the consortium, such as st-mary.")
+    package: PluginChoice = Field(
+        description="Site package that reads the cohort: entry point in fedhealth.sites, and its options."
+    )
+    data_dir: Path = Field(
+        description="Folder with the site's data. Relative paths start at this file's folder."
+    )
+    declared_train_size: int = Field(
+        ge=1,
+        le=10_000_000,
+        description="Number of training patients that the site makes public, and its weight in FedAvg. "
+        "Round it if the exact number is sensitive.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the worker trains; auto: cuda if there is one."
+    )
+    num_threads: int = Field(
+        1, ge=1, le=256, description="CPU threads of the worker's tensor library."
+    )
+    isolation: Literal["auto", "enforce", "off"] = Field(
+        "auto",
+        description="Own network namespace for the worker. auto: when the kernel allows it; "
+        "enforce: refuse to start without it; off: never.",
+    )
+    reconnect_first_s: float = Field(
+        1, gt=0, le=3600, description="First wait after a lost connection; it doubles from there."
+    )
+    reconnect_max_s: float = Field(
+        60, gt=0, le=86_400, description="Longest wait between two attempts to reconnect."
+    )
+    stop_grace_s: float = Field(
+        20, gt=0, le=600, description="How long processes may take to end before they are killed."
+    )
+    log_level: LogLevel = Field("info", description="Detail of the site's own log files.")
+
+    @model_validator(mode="after")
+    def _waits(self) -> Self:
+        if self.reconnect_first_s > self.reconnect_max_s:
+            raise ValueError("reconnect_first_s is at most reconnect_max_s")
+        return self
