@@ -1,0 +1,146 @@
+"""Bring a volume to the contract's grid and intensity scale (MONAI). Called by `volumes`."""
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhealth.contracts.data import VolumeModality
+from fedhealth.errors import SiteDataError
+
+GRID_VERSION = 1
+"""Part of every cache key: raise it when the result of this module changes."""
+
+_SPACING_TOLERANCE = 1e-3
+"""Relative: headers store spacing as float32 and converters round to 1e-4 mm."""
+
+_FIELD_OF_VIEW_RATIO = (0.5, 2.0)
+"""A volume half or twice as wide as the grid is another body region or a wrong unit, not another scanner."""
+
+_FWHM_PER_SIGMA = 2.3548
+_MIN_STD = 1e-6
+"""Relative to the largest magnitude: float32 resolves 1e-7."""
+
+Volume = NDArray[np.float32]
+Affine = NDArray[np.float64]
+
+
+def to_grid(voxels: Volume, affine: Affine, modality: VolumeModality, *, where: str) -> Volume:
+    """Reorient, resample, pad or crop, then z-score.
+
+    Args:
+        voxels: (i, j, k) float32, any shape.
+        affine: (4, 4), voxel indices to RAS+ millimetres.
+        modality: the target grid.
+        where: which volume this is, for messages.
+
+    Returns:
+        (i, j, k) float32 of `modality.shape`; mean 0 and standard deviation 1 over all voxels.
+
+    Raises:
+        SiteDataError: FH-DATA-023 too far from the grid, FH-DATA-024 voxels that are not finite, FH-DATA-025
+            all voxels alike.
+    """
+    if not np.isfinite(voxels).all():
+        raise SiteDataError(
+            "FH-DATA-024",
+            f"the {where} has {int((~np.isfinite(voxels)).sum())} voxels that are not finite.",
+            why="One of them would turn the whole model into NaN.",
+            fix="Replace them with the background value where the volume is exported.",
+        )
+    check_field_of_view(voxels.shape, affine, modality, where=where)
+    if not _is_on_grid(voxels.shape, affine, modality):
+        voxels = _resample(voxels, affine, modality)
+    return _z_score(voxels, where)
+
+
+def check_field_of_view(
+    shape: tuple[int, ...], affine: Affine, modality: VolumeModality, *, where: str
+) -> None:
+    """Refuse a volume whose extent in mm has little to do with the grid's. Raises FH-DATA-023."""
+    extent = _along(np.asarray(shape) * _spacing_mm(affine), _axis_codes(affine), "RAS")
+    own = np.asarray(modality.shape) * np.asarray(modality.spacing_mm)
+    wanted = _along(own, modality.orientation, "RAS")
+    low, high = _FIELD_OF_VIEW_RATIO
+    if ((extent < low * wanted) | (extent > high * wanted)).any():
+        raise SiteDataError(
+            "FH-DATA-023",
+            f"the {where} covers {_mm(extent)} mm, the contract's grid {_mm(wanted)} mm "
+            "(right-left, back-front, bottom-top).",
+            why="More than a factor of two apart: probably another body region, or a wrong voxel size.",
+            fix="Export the region that the study asks for, or correct the voxel size.",
+        )
+
+
+def _is_on_grid(shape: tuple[int, ...], affine: Affine, modality: VolumeModality) -> bool:
+    return (
+        tuple(shape) == modality.shape
+        and _axis_codes(affine) == modality.orientation
+        and bool(np.allclose(_spacing_mm(affine), modality.spacing_mm, rtol=_SPACING_TOLERANCE))
+    )
+
+
+def _resample(voxels: Volume, affine: Affine, modality: VolumeModality) -> Volume:
+    """Orientation, antialiasing, spacing, shape. Oblique axes stay oblique: only their order and sign change.
+
+    MONAI is imported here: volumes that are on the grid already never pay for it.
+    """
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.compose import Compose
+    from monai.transforms.croppad.array import ResizeWithPadOrCrop
+    from monai.transforms.intensity.array import GaussianSmooth
+    from monai.transforms.spatial.array import Orientation, Spacing
+
+    background = float(voxels.min())
+    source = MetaTensor(torch.from_numpy(voxels[None]), affine=torch.from_numpy(affine))
+    oriented = Orientation(axcodes=modality.orientation)(source)
+    own_spacing = _along(_spacing_mm(affine), _axis_codes(affine), modality.orientation)
+    ratio = np.asarray(modality.spacing_mm) / own_spacing
+    # A Gaussian as wide as the new voxel, less the old one: without it, small structures alias.
+    sigma = np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)) / _FWHM_PER_SIGMA
+    steps = Compose(
+        [
+            GaussianSmooth(sigma=sigma.tolist()),
+            Spacing(pixdim=modality.spacing_mm, mode="bilinear", padding_mode="border"),
+            ResizeWithPadOrCrop(modality.shape, mode="constant", value=background),
+        ]
+    )
+    result: Volume = np.asarray(steps(oriented)[0], dtype=np.float32)
+    return result
+
+
+def _z_score(voxels: Volume, where: str) -> Volume:
+    wide = voxels.astype(np.float64)
+    mean, std = float(wide.mean()), float(wide.std())
+    if std <= _MIN_STD * max(abs(float(wide.min())), abs(float(wide.max()))):
+        raise SiteDataError(
+            "FH-DATA-025",
+            f"the {where} has the same value in all voxels.",
+            why="There is nothing in it to learn from, and no scale to normalise with.",
+            fix="Export the volume again, or remove its file: the modality then counts as missing.",
+        )
+    return ((wide - mean) / std).astype(np.float32)
+
+
+def _axis_codes(affine: Affine) -> str:
+    """Nearest orientation of the voxel axes, such as ``RAS``."""
+    return "".join(nib.aff2axcodes(affine))  # type: ignore[no-untyped-call] # nibabel has no types here
+
+
+def _spacing_mm(affine: Affine) -> Affine:
+    """(3,) voxel size along each voxel axis."""
+    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float64)
+
+
+def _along(values: Affine, codes: str, target: str) -> Affine:
+    """(3,) values given along the axes of `codes`, put in the order of the axes of `target`."""
+    order = [_axis_of(code) for code in codes]
+    return values[[order.index(_axis_of(code)) for code in target]]
+
+
+def _axis_of(code: str) -> int:
+    return next(axis for axis, letters in enumerate(("RL", "AP", "SI")) if code in letters)
+
+
+def _mm(extent: NDArray[np.float64]) -> str:
+    return " x ".join(f"{side:.0f}" for side in extent)
