@@ -37,6 +37,11 @@ class SiteConfig(ConfigModel):
         description="Own network namespace for the worker. auto: when the kernel allows it; "
         "enforce: refuse to start without it; off: never.",
     )
+    fast_transport: bool = Field(
+        True,
+        description="Two small changes to Flower's message transport (docs/adr/0007); "
+        "false: Flower as it comes.",
+    )
     reconnect_first_s: float = Field(
         1, gt=0, le=3600, description="First wait after a lost connection; it doubles from there."
     )

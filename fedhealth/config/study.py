@@ -67,6 +67,12 @@ class FederationConfig(ConfigModel):
     cohort_wait_s: float = Field(
         600, gt=0, le=604_800, description="How long to wait for the minimum cohort."
     )
+    gather_s: float = Field(
+        30,
+        ge=0,
+        le=86_400,
+        description="Once the minimum cohort is there, how long a starting run waits for the others.",
+    )
     round_deadline_s: float = Field(
         3600, gt=0, le=604_800, description="A round ends at the latest after this."
     )
