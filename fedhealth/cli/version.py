@@ -1,0 +1,20 @@
+"""Versions that a support request needs, read from package metadata: nothing heavy is imported."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fedhealth.config.study import SCHEMA_VERSION
+
+PACKAGES = ("fedhealth", "flwr", "torch", "monai")
+
+
+def versions() -> dict[str, str]:
+    """Package versions (`not installed` where an extra is absent) and format versions."""
+    installed = {name: _version(name) for name in PACKAGES}
+    return installed | {"study schema": str(SCHEMA_VERSION)}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,148 @@
+"""What `fedhealth study check` says beyond the file's form: plug-ins, options, and whether to federate at all."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedhealth import plugins
+from fedhealth.config.study import RunPlan, Study
+from fedhealth.errors import ConfigError
+
+SMALL_COHORT = 3
+"""With two sites, each can subtract its own update from the result and has the other's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One remark on a study. An error means that the study cannot run."""
+
+    level: Literal["error", "warning", "note"]
+    code: str
+    text: str
+
+
+def check_study(study: Study, *, build: bool = False) -> list[Finding]:
+    """All findings, errors first. `build` also builds the model of every run, which imports torch."""
+    findings = [*_plugins(study), *_federation(study), *_release(study), *_pooling(study)]
+    for run in study.runs:
+        findings += [*_strategy(run), *_personalisation(run)]
+    if build and not any(f.level == "error" for f in findings):
+        findings += _build(study)
+    order = ("error", "warning", "note")
+    return sorted(findings, key=lambda finding: order.index(finding.level))
+
+
+def require_no_errors(path: Path, findings: list[Finding]) -> None:
+    """Raise if there is an error among the findings.
+
+    Raises:
+        ConfigError: with the code of the first error.
+    """
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        raise ConfigError(
+            errors[0].code,
+            "\n".join(f"{path} {finding.text}" for finding in errors),
+            why="The study cannot run as it is.",
+            fix="Correct the file, or install what it names; then check again.",
+        )
+
+
+def _error(code: str, text: str) -> Finding:
+    return Finding(level="error", code=code, text=text)
+
+
+def _plugins(study: Study) -> Iterator[Finding]:
+    wanted: list[tuple[plugins.Group, str]] = [
+        ("fedhealth.tasks", study.task.name),
+        ("fedhealth.models", study.model.name),
+        ("fedhealth.training", study.training.name),
+        *(("fedhealth.strategies", run.strategy.name) for run in study.runs),
+    ]
+    for group, name in dict.fromkeys(wanted):
+        try:
+            plugins.find(group, name)
+        except ConfigError as error:
+            yield _error(error.code, f"{error.what} {error.why} {error.fix}")
+
+
+def _strategy(run: RunPlan) -> Iterator[Finding]:
+    """Options by the constructor's signature. Importing a strategy imports flwr, but not torch."""
+    name, options = run.strategy.name, run.strategy.options
+    where = f"runs.{run.name}.strategy"
+    try:
+        factory = plugins.load("fedhealth.strategies", name)
+        parameters = inspect.signature(factory).parameters
+    except ConfigError as error:
+        if error.code == "FH-CONFIG-012":
+            text = f"{where}: options of {name!r} are not checked here. {error.what} {error.fix}"
+            yield Finding(level="warning", code="FH-CONFIG-020", text=text)
+        return
+    except (TypeError, ValueError):  # no signature to read: the strategy checks for itself
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for unknown in sorted(set(options) - set(parameters)):
+        text = f"{where}: {name!r} has no option {unknown!r}; it has: {', '.join(parameters) or 'none'}."
+        yield _error("FH-CONFIG-021", text)
+    required = {n for n, p in parameters.items() if p.default is p.empty}
+    for missing in sorted(required - set(options)):
+        yield _error("FH-CONFIG-022", f"{where}: {name!r} needs the option {missing!r}.")
+
+
+def _personalisation(run: RunPlan) -> Iterator[Finding]:
+    is_private = run.personalisation == "private_head"
+    if run.strategy.name == "fedper" and not is_private:
+        text = f"runs.{run.name}: fedper keeps the head at the site. Write personalisation: private_head."
+        yield _error("FH-CONFIG-023", text)
+
+
+def _federation(study: Study) -> Iterator[Finding]:
+    federation = study.federation
+    if federation.min_cohort < SMALL_COHORT:
+        text = (
+            f"federation.min_cohort is {federation.min_cohort}: of two sites, each can work out the "
+            f"other's update from the result. Write {SMALL_COHORT} or more where the sites must not."
+        )
+        yield Finding(level="warning", code="FH-CONFIG-024", text=text)
+    if federation.cohort_wait_s > federation.round_deadline_s * 24:
+        text = "federation.cohort_wait_s is over 24 times round_deadline_s; is it meant in seconds?"
+        yield Finding(level="warning", code="FH-CONFIG-025", text=text)
+
+
+def _release(study: Study) -> Iterator[Finding]:
+    exact = study.release.metric_digits
+    many = 3
+    if exact > many:
+        text = (
+            f"release.metric_digits is {exact}: metrics of a small validation side with so many digits "
+            f"can tell single patients. {many} or fewer is the usual choice."
+        )
+        yield Finding(level="warning", code="FH-CONFIG-026", text=text)
+
+
+def _pooling(study: Study) -> Iterator[Finding]:
+    if study.policy.pooling_allowed:
+        text = (
+            "your policy allows pooling: simply pool the data and train one model on all of it. That is "
+            "simpler, and as a rule at least as good; federation would add nothing but work. If pooling "
+            "is in fact not allowed, write policy.pooling_allowed: false."
+        )
+        yield Finding(level="warning", code="FH-CONFIG-027", text=text)
+
+
+def _build(study: Study) -> list[Finding]:
+    method = plugins.load("fedhealth.training", study.training.name)()
+    findings = []
+    for run in study.runs:
+        try:
+            tensors = method.initial_tensors(study, run)
+        except ConfigError as error:
+            findings.append(_error(error.code, f"runs.{run.name}: {error.what} {error.why}"))
+            continue
+        num_bytes = 4 * sum(tensor.size for tensor in tensors.values())
+        text = f"runs.{run.name}: {len(tensors)} tensors travel, {num_bytes / 1e6:.2f} MB each way a round."
+        findings.append(Finding(level="note", code="FH-CONFIG-028", text=text))
+    return findings
