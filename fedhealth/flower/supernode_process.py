@@ -1,0 +1,51 @@
+"""A SuperNode that asks for messages more often while a round is near (docs/adr/0007).
+
+Flower 1.41 sleeps three seconds between two questions, and half a second while it waits for a reply. Here the
+module's `time` is replaced by one whose `sleep` begins short and grows to a second when nothing happens. This
+is private behaviour: `tests/flower_contract` fails when it changes, and `fast_transport: false` is the way back.
+"""
+
+import time
+from types import ModuleType
+from typing import Any, Final
+
+from fedhealth.supervision.die_with_parent import die_with_parent
+
+IDLE_SLEEP_S: Final = 3.0  # flwr/supernode/start_client_internal.py, main loop
+FIRST_SLEEP_S: Final = 0.1
+LONGEST_SLEEP_S: Final = 1.0
+REPLY_SLEEP_S: Final = 0.05
+
+
+class EagerTime:
+    """Stands for the `time` module inside one Flower module."""
+
+    def __init__(self, real: ModuleType) -> None:
+        self._real = real
+        self._idle = FIRST_SLEEP_S
+
+    def sleep(self, seconds: float) -> None:
+        """The idle sleep grows by a twentieth each time; every other sleep is a wait for a reply."""
+        if seconds < IDLE_SLEEP_S:
+            self._idle = FIRST_SLEEP_S
+            self._real.sleep(min(seconds, REPLY_SLEEP_S))
+            return
+        self._real.sleep(self._idle)
+        self._idle = min(LONGEST_SLEEP_S, self._idle * 1.05)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the rest of the time module
+        return getattr(self._real, name)
+
+
+def main() -> None:
+    """Flower's own entry point, with the shorter sleeps."""
+    die_with_parent()
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    start_client_internal.time = EagerTime(time)  # type: ignore[assignment]  # stands for the module
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    main()

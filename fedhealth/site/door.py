@@ -1,0 +1,32 @@
+"""The last step out of the data zone: journal first, then the socket. It takes what the gate made, only."""
+
+import socket
+
+from fedhealth.evidence.journal import Journal
+from fedhealth.gate.outbound import Outbound, OutboundCode
+from fedhealth.site.frames import FrameKind, send_frame
+from fedhealth.site.local_round import SignedAnswer
+
+
+def send_answer(connection: socket.socket, answer: SignedAnswer, journal: Journal) -> None:
+    """Write the journal line durably, then send the signed contribution with its payload."""
+    envelope = answer.contribution
+    journal.append(
+        answer.outbound.kind,
+        {
+            "contribution_sha256": envelope.payload_digest,
+            "payload_sha256": answer.outbound.digest,
+            "num_bytes": memoryview(answer.outbound.payload).nbytes,
+        },
+    )
+    header: dict[str, object] = dict(envelope.model_dump())
+    send_frame(connection, FrameKind.CONTRIBUTION, header, answer.outbound.payload)
+
+
+def send_unsigned(connection: socket.socket, outbound: Outbound, journal: Journal) -> None:
+    """Send a bare code or a sign of life, when there is no manifest to sign for."""
+    journal.append(outbound.kind, {"payload_sha256": outbound.digest, "num_bytes": 0})
+    if isinstance(outbound, OutboundCode):
+        send_frame(connection, FrameKind.CODE, {"code": outbound.code.value})
+    else:
+        send_frame(connection, FrameKind.STATUS, {"protocol": 1})

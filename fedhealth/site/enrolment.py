@@ -1,0 +1,255 @@
+"""How a hospital joins: keys are born here, only public halves leave, the server's key is pinned here."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
+
+from fedhealth.config.load import load_study, study_digest
+from fedhealth.config.study import Study
+from fedhealth.durable import write_atomically
+from fedhealth.errors import ConfigError, IdentityError, UsageError
+from fedhealth.evidence.journal import Journal
+from fedhealth.evidence.signing import (
+    Envelope,
+    SigningKey,
+    VerifyKey,
+    read_private,
+    write_private,
+)
+from fedhealth.evidence.statements import (
+    Admission,
+    Invitation,
+    JoinRequest,
+    open_statement,
+    parse_statement,
+)
+from fedhealth.gate.gate import release_keys
+from fedhealth.site.home import SiteHome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSettings:
+    """What `site init` writes into site.yaml."""
+
+    site_id: str
+    package: str
+    package_options: Mapping[str, object]
+    data_dir: Path
+    train_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """What `site init` did: show both fingerprints to a person."""
+
+    study_id: str
+    study_title: str
+    site_id: str
+    request_path: Path
+    site_key_id: str
+    server_key_id: str
+
+
+def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | None) -> Enrolled:
+    """Read an invitation, make this site's keys (once per home), write the join request.
+
+    Args:
+        home: the site's home; created when absent.
+        invitation_path: the file that the coordinator sent.
+        settings: for a new home; None when the home has a site.yaml already (a further study).
+
+    Raises:
+        IdentityError: the invitation is not signed by the key that it names.
+        ConfigError: the study in it is not the study that it names, or site.yaml is wrong.
+        UsageError: FH-USAGE-011 a new home without settings; FH-USAGE-012 already enrolled.
+    """
+    from fedhealth.config.load import load_site
+
+    envelope = Envelope.from_bytes(read_file(invitation_path, "invitation"))
+    invitation = parse_statement(Invitation, envelope.payload)
+    server_key = VerifyKey.from_base64(invitation.server_key)
+    open_statement(Invitation, envelope, server_key)
+    folder = home.study(invitation.study_id)
+    if folder.request.exists():
+        raise UsageError(
+            "FH-USAGE-012",
+            f"this home has a join request for study {invitation.study_id} already.",
+            why="A second one would replace keys that the coordinator may have admitted.",
+            fix=f"Send {folder.request} to the coordinator, or begin with another --home.",
+        )
+    folder.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(folder.study, invitation.study_yaml.encode())
+    study = load_study(folder.study)
+    if study.id != invitation.study_id or study_digest(study) != invitation.study_sha256:
+        raise ConfigError(
+            "FH-CONFIG-030",
+            "the study inside the invitation is not the study that the invitation names.",
+            why="Sites would train something else than agreed.",
+            fix="Ask the coordinator for a new invitation (`fedhealth server init`).",
+        )
+    if settings is not None:
+        write_site_config(home, settings)
+    elif not home.config_path.exists():
+        raise UsageError(
+            "FH-USAGE-011",
+            "this is a new home, and nothing says which site it is.",
+            fix="Give --site-id, --package, --data-dir and --train-size.",
+        )
+    config = load_site(home.config_path)
+    write_atomically(folder.ca_certificate, invitation.ca_certificate.encode())
+    write_atomically(folder.invitation, envelope.to_bytes())
+    signing_key = _signing_key(home)
+    request = _request(home, invitation, study, signing_key, config.site_id, config.declared_train_size)
+    outbound = release_keys(request.sign(signing_key).to_bytes())
+    Journal(folder.journal).append(
+        "keys", {"sha256": outbound.digest, "num_bytes": len(outbound.payload)}
+    )
+    write_atomically(folder.request, bytes(outbound.payload))
+    return Enrolled(
+        study_id=study.id,
+        study_title=study.title,
+        site_id=config.site_id,
+        request_path=folder.request,
+        site_key_id=signing_key.public.key_id,
+        server_key_id=server_key.key_id,
+    )
+
+
+def join(home: SiteHome, admission_path: Path) -> Admission:
+    """Check the admission against this site's own keys and pin it.
+
+    Raises:
+        IdentityError: FH-IDENTITY-011 not for this home, or not signed by the server of the invitation.
+    """
+    envelope = Envelope.from_bytes(read_file(admission_path, "admission"))
+    claimed = parse_statement(Admission, envelope.payload)
+    folder = home.study(claimed.study_id)
+    if not folder.invitation.exists():
+        raise _not_ours("it names a study that this home was not invited to")
+    invitation = parse_statement(
+        Invitation, Envelope.from_bytes(folder.invitation.read_bytes()).payload
+    )
+    admission = open_statement(Admission, envelope, VerifyKey.from_base64(invitation.server_key))
+    own = SigningKey.load(home.signing_key).public
+    if admission.site.key_id != own.key_id or admission.site.signing_key != own.to_base64():
+        raise _not_ours("it admits another site's key")
+    if admission.study_sha256 != invitation.study_sha256:
+        raise _not_ours("it admits to another version of the study")
+    write_atomically(folder.admission, envelope.to_bytes())
+    return admission
+
+
+def write_site_config(home: SiteHome, settings: SiteSettings) -> None:
+    """Write site.yaml for a new home.
+
+    Raises:
+        UsageError: FH-USAGE-013 it is there already.
+    """
+    if home.config_path.exists():
+        raise UsageError(
+            "FH-USAGE-013",
+            f"{home.config_path} is there already.",
+            why="It may hold the hospital's own settings.",
+            fix="Leave out --site-id, --package, --data-dir and --train-size to use it.",
+        )
+    content = {
+        "schema_version": 1,
+        "site_id": settings.site_id,
+        "package": {"name": settings.package, "options": dict(settings.package_options)},
+        "data_dir": str(settings.data_dir),
+        "declared_train_size": settings.train_size,
+    }
+    write_atomically(home.config_path, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """Read a file that another party sent. Raises UsageError FH-USAGE-014 when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            "FH-USAGE-014",
+            f"the {what} {path} cannot be read ({error.strerror}).",
+            fix="Check the path.",
+        ) from None
+
+
+def _signing_key(home: SiteHome) -> SigningKey:
+    if home.signing_key.exists():
+        return SigningKey.load(home.signing_key)
+    key = SigningKey.generate()
+    key.save(home.signing_key)
+    return key
+
+
+def node_key(home: SiteHome) -> EllipticCurvePrivateKey:
+    """Flower's node key, made when absent (EC P-384: Flower 1.41 accepts NIST curves in SSH format only)."""
+    if home.node_key.exists():
+        loaded = load_ssh_private_key(read_private(home.node_key), password=None)
+        if isinstance(loaded, EllipticCurvePrivateKey):
+            return loaded
+        raise IdentityError(
+            "FH-IDENTITY-012",
+            "the node key is not an elliptic-curve key.",
+            fix="Restore it from your backup of the keys folder.",
+        )
+    key = generate_private_key(SECP384R1())
+    write_private(
+        home.node_key, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    )
+    return key
+
+
+def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the request
+    home: SiteHome,
+    invitation: Invitation,
+    study: Study,
+    signing_key: SigningKey,
+    site_id: str,
+    train_size: int,
+) -> JoinRequest:
+    key = node_key(home)
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    proof = key.sign(possession_message(invitation.study_sha256, signing_key.public), ECDSA(SHA384()))
+    return JoinRequest(
+        study_id=invitation.study_id,
+        study_sha256=invitation.study_sha256,
+        site_id=site_id,
+        signing_key=signing_key.public.to_base64(),
+        node_key=public,
+        node_key_proof=base64.b64encode(proof).decode(),
+        train_size=train_size,
+        modalities=tuple(m.name for m in study.data.modalities),
+    )
+
+
+def possession_message(study_sha256: str, signing_key: VerifyKey) -> bytes:
+    """What the node key signs, so that nobody enrols somebody else's node key."""
+    return hashlib.sha256(f"fedhealth node key {study_sha256} {signing_key.key_id}".encode()).digest()
+
+
+def _not_ours(reason: str) -> IdentityError:
+    return IdentityError(
+        "FH-IDENTITY-011",
+        f"this admission is not for this site: {reason}.",
+        why="Joining with it would give this site an identity that it does not have.",
+        fix="Ask the coordinator for the admission made from this site's own request.",
+    )

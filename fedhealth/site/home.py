@@ -1,0 +1,176 @@
+"""Where things lie in a site's home, and what the site has pinned for a study."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedhealth.config.load import load_site, load_study
+from fedhealth.config.site import SiteConfig
+from fedhealth.config.study import Study
+from fedhealth.errors import IdentityError, UsageError
+from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
+from fedhealth.evidence.statements import Admission, Invitation, open_statement, parse_statement
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """One study in a site's home."""
+
+    root: Path
+
+    @property
+    def invitation(self) -> Path:
+        """The server's signed invitation."""
+        return self.root / "invitation.json"
+
+    @property
+    def request(self) -> Path:
+        """This site's signed join request."""
+        return self.root / "request.json"
+
+    @property
+    def admission(self) -> Path:
+        """The server's signed admission."""
+        return self.root / "admission.json"
+
+    @property
+    def study(self) -> Path:
+        """The study file as invited, pinned by digest."""
+        return self.root / "study.yaml"
+
+    @property
+    def ca_certificate(self) -> Path:
+        """The study's certificate authority."""
+        return self.root / "ca.crt"
+
+    @property
+    def state(self) -> Path:
+        """Private state between rounds: heads, the answered rounds."""
+        return self.root / "state"
+
+    @property
+    def journal(self) -> Path:
+        """One line for every message that left."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What the worker is doing."""
+        return self.root / "status.json"
+
+    @property
+    def results(self) -> Path:
+        """Global models received and tables computed here; they stay here."""
+        return self.root / "results"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, secrets and process ids of the running site."""
+        return self.root / "run"
+
+
+@dataclass(frozen=True, slots=True)
+class SiteHome:
+    """A site's home folder."""
+
+    root: Path
+
+    @property
+    def config_path(self) -> Path:
+        """site.yaml."""
+        return self.root / "site.yaml"
+
+    @property
+    def node_key(self) -> Path:
+        """Flower's node key (EC P-384, OpenSSH), born here."""
+        return self.root / "keys" / "node_key"
+
+    @property
+    def signing_key(self) -> Path:
+        """The Ed25519 key that signs contributions, born here."""
+        return self.root / "keys" / "signing_key.pem"
+
+    @property
+    def logs(self) -> Path:
+        """Rotating logs."""
+        return self.root / "logs"
+
+    @property
+    def cache(self) -> Path:
+        """Volumes on the contract's grid, by content hash."""
+        return self.root / "cache"
+
+    def study(self, study_id: str) -> StudyFolder:
+        """The folder of one study."""
+        return StudyFolder(self.root / "studies" / study_id)
+
+    def studies(self) -> list[str]:
+        """Ids of the studies that this home knows."""
+        folder = self.root / "studies"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def choose_study(self, study_id: str | None) -> str:
+        """The named study, or the only one.
+
+        Raises:
+            UsageError: FH-USAGE-010 none, unknown, or more than one without a name.
+        """
+        known = self.studies()
+        if study_id is None and len(known) == 1:
+            return known[0]
+        if study_id in known:
+            return study_id
+        raise UsageError(
+            "FH-USAGE-010",
+            f"this home holds {len(known)} studies: {', '.join(known) or 'none'}.",
+            why="A site works on one study at a time per process.",
+            fix="Give one with --study ID." if known else "Run `fedhealth site init` first.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned:
+    """What this site believes for one study: everything else is checked against it."""
+
+    config: SiteConfig
+    study: Study
+    study_sha256: str
+    address: str
+    server_key: VerifyKey
+    admission: Admission
+    signing_key: SigningKey = field(repr=False)
+    folder: StudyFolder
+
+
+def load_pinned(home: SiteHome, study_id: str) -> Pinned:
+    """Read and verify what was pinned at `site init` and `site join`.
+
+    Raises:
+        IdentityError: FH-IDENTITY-010 not joined yet; or a signature or a key file is wrong.
+        ConfigError: site.yaml or the pinned study is wrong.
+    """
+    folder = home.study(study_id)
+    config = load_site(home.config_path)
+    invitation_envelope = Envelope.from_bytes(folder.invitation.read_bytes())
+    invitation = parse_statement(Invitation, invitation_envelope.payload)
+    server_key = VerifyKey.from_base64(invitation.server_key)
+    open_statement(Invitation, invitation_envelope, server_key)
+    if not folder.admission.exists():
+        raise IdentityError(
+            "FH-IDENTITY-010",
+            f"this site has not joined study {study_id} yet.",
+            why="The consortium must admit the request first.",
+            fix=f"Send {folder.request} to the coordinator, then run `fedhealth site join` with the answer.",
+        )
+    admission = open_statement(
+        Admission, Envelope.from_bytes(folder.admission.read_bytes()), server_key
+    )
+    return Pinned(
+        config=config,
+        study=load_study(folder.study),
+        study_sha256=invitation.study_sha256,
+        address=invitation.address,
+        server_key=server_key,
+        admission=admission,
+        signing_key=SigningKey.load(home.signing_key),
+        folder=folder,
+    )

@@ -1,0 +1,108 @@
+"""The worker's training sessions: cohort loaded once, one session for the run at work."""
+
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+from fedhealth import plugins
+from fedhealth.contracts.cohort import Cohort, SitePackage
+from fedhealth.contracts.local_training import LocalSession, SiteContext, TrainingMethod, Vector
+from fedhealth.contracts.tensors import TensorSpec, vector_bytes
+from fedhealth.durable import write_atomically
+from fedhealth.errors import ConfigError
+from fedhealth.evidence.statements import Manifest
+from fedhealth.site.home import Pinned, SiteHome
+
+
+def site_package(pinned_or_home: "SiteHome", package: str, options: dict[str, object], data_dir: Path) -> SitePackage:
+    """The hospital's own package, ready to load its cohort.
+
+    Raises:
+        ConfigError: it is not installed, or its options are wrong.
+    """
+    factory = plugins.load("fedhealth.sites", package)
+    made = factory(data_dir=data_dir, options=options, cache_dir=pinned_or_home.cache)
+    return cast("SitePackage", made)
+
+
+class Sessions:
+    """Opens the session of a run when its first manifest comes; only one is kept in memory."""
+
+    def __init__(self, home: SiteHome, pinned: Pinned) -> None:
+        self._home = home
+        self._pinned = pinned
+        self._open: tuple[str, LocalSession, TensorSpec] | None = None
+        self._load_cohort = cache(self._load_cohort_once)
+        self._method = load_training_method(pinned.study.training.name)
+        self._specs = {
+            run.name: TensorSpec.of(self._method.initial_tensors(pinned.study, run))
+            for run in pinned.study.runs
+        }
+
+    @property
+    def largest_model_bytes(self) -> int:
+        """Size of the largest global vector of this study: the most that a frame may carry."""
+        return max(spec.num_bytes for spec in self._specs.values())
+
+    def open(self, run_name: str) -> tuple[LocalSession, TensorSpec]:
+        """The session of a run, and the tensor spec that this site derives from its own study file.
+
+        Raises:
+            ConfigError: a plug-in is missing or refuses its options.
+            SiteDataError: the cohort does not keep the data contract.
+        """
+        if self._open is None or self._open[0] != run_name:
+            self._open = None  # free the other run's model first
+            self._open = (run_name, *self._make(run_name))
+        return self._open[1], self._open[2]
+
+    def context(self, run_name: str) -> SiteContext:
+        """What a training method gets from this site."""
+        config = self._pinned.config
+        return SiteContext(
+            site_id=config.site_id,
+            load_cohort=self._load_cohort,
+            state_dir=self._pinned.folder.state / run_name,
+            cache_dir=self._home.cache,
+            device=config.device,
+            num_threads=config.num_threads,
+        )
+
+    def keep_global_model(self, manifest: Manifest, vector: Vector) -> None:
+        """Keep the incoming model of the closing trip: it is the result, for `site evaluate`."""
+        if manifest.kind == "evaluate":
+            path = global_model_path(self._pinned, manifest.run_name)
+            write_atomically(path, bytes(vector_bytes(vector)))
+
+    def _make(self, run_name: str) -> tuple[LocalSession, TensorSpec]:
+        study = self._pinned.study
+        spec = self._specs[run_name]
+        context = self.context(run_name)
+        context.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._method.open_session(study, study.run(run_name), spec, context), spec
+
+    def _load_cohort_once(self) -> Cohort:
+        config = self._pinned.config
+        package = site_package(
+            self._home, config.package.name, dict(config.package.options), config.data_dir
+        )
+        study = self._pinned.study
+        return package.load_cohort(study.data.to_contract(seed=study.seed))
+
+
+def load_training_method(name: str) -> TrainingMethod:
+    """An installed training method by name. Raises ConfigError."""
+    loaded = plugins.load("fedhealth.training", name)
+    try:
+        return cast("TrainingMethod", loaded())
+    except TypeError:
+        raise ConfigError(
+            "FH-CONFIG-013",
+            f"training method {name!r} cannot be made without arguments.",
+            fix="Its entry point must name a class with the shape of TrainingMethod.",
+        ) from None
+
+
+def global_model_path(pinned: Pinned, run_name: str) -> Path:
+    """Where the closing model of a run lies at this site."""
+    return pinned.folder.results / f"{run_name}.f4le"
