@@ -1,0 +1,80 @@
+"""What a model and a task must look like: the plug-in points ``fedhealth.models`` and ``fedhealth.tasks``.
+
+A model package provides a `ModelBuilder`; `fedhealth.testing.model_contract` is the suite that it runs
+on itself. Local training knows models and tasks by these protocols only.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedhealth.config.base import OptionValue
+from fedhealth.contracts.data import DataContract
+from fedhealth.data.batch import Batch
+
+
+@runtime_checkable
+class FederatedModel(Protocol):
+    """A torch module that reads a `Batch`.
+
+    Its trainable parameters are float32 and it has no buffers: a running statistic or a counter would be
+    state that travels unclipped and depends on other patients. Normalise with GroupNorm or LayerNorm.
+
+    Attributes:
+        head_prefixes: name prefixes (such as ``head.``) of the parameters that ``private_head`` keeps at
+            the site.
+    """
+
+    head_prefixes: tuple[str, ...]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits (B, num_outputs) float32. Row i depends on patient i only."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As in `torch.nn.Module`."""
+        ...
+
+
+class ModelBuilder(Protocol):
+    """The entry point object of group ``fedhealth.models``."""
+
+    def __call__(
+        self, contract: DataContract, num_outputs: int, options: Mapping[str, OptionValue]
+    ) -> nn.Module:
+        """A new model (a `FederatedModel`) whose weights come from torch's global generator only.
+
+        Raises:
+            ConfigError: an option is unknown or wrong.
+        """
+        ...
+
+
+class Task(Protocol):
+    """What is learnt: loss, outputs and metrics. The entry point object of group ``fedhealth.tasks`` is a class."""
+
+    def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
+        """Raises ConfigError: the contract's label does not fit, or an option is wrong."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits a patient."""
+        ...
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss, a scalar, of logits (B, num_outputs) float32 and label indices (B,) int64."""
+        ...
+
+    def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
+        """(N,) probability of label index 1, from logits (N, num_outputs)."""
+        ...
+
+    def metrics(
+        self, probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+    ) -> dict[str, float]:
+        """Metrics of N patients, by the names of `contracts.metrics`; an undefined one is left out."""
+        ...
