@@ -1,0 +1,134 @@
+"""The optimiser steps of one local round. Called by `supervised`; reads like the list of a step's parts."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedhealth.data.batch import PatientDataset
+from fedhealth.errors import CancelledTrainingError
+from fedhealth.training.learner import Learner, non_finite
+from fedhealth.training.modality_dropout import drop_modalities
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import OptimizerConfig, TrainingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What one round's steps need besides model and data.
+
+    Attributes:
+        config: the study's training section.
+        seed: of batch order and modality dropout.
+        proximal_mu: strength of the FedProx term, 0 for none.
+        is_cancelled: asked before every step.
+    """
+
+    config: "TrainingConfig"
+    seed: int
+    proximal_mu: float
+    is_cancelled: Callable[[], bool]
+
+
+def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> float:
+    """Train the learner's shared and private parameters in place, with a fresh optimiser.
+
+    FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", equation 2) adds
+    mu/2 ||w - w_t||^2 over the shared parameters to the loss; here its gradient mu (w - w_t) is added, which is
+    the same.
+
+    Returns:
+        The mean task loss over the round, without the proximal term.
+
+    Raises:
+        CancelledTrainingError: FH-TRAIN-001 `plan.is_cancelled()` turned true.
+        TrainingError: FH-TRAIN-004 the loss is not finite.
+        SiteDataError: a volume cannot be read.
+    """
+    model, config = learner.model, plan.config
+    parameters = [*learner.shared.values(), *learner.private.values()]
+    optimizer = make_optimizer(config.optimizer, parameters)
+    anchors = _anchors(learner) if plan.proximal_mu > 0 else {}
+    generator = torch.Generator().manual_seed(plan.seed)
+    loss_sum, num_seen = torch.zeros((), dtype=torch.float64), 0
+    model.train()
+    # Layers that draw random numbers (a user's Dropout) use the global generators.
+    with torch.random.fork_rng(devices=_cuda_devices(learner)):
+        torch.manual_seed(plan.seed)
+        for rows in batch_order(len(dataset), config, generator):
+            _stop_if(plan.is_cancelled)
+            batch = drop_modalities(dataset.batch(rows), config.modality_dropout, generator)
+            batch = batch.to(learner.device)
+            optimizer.zero_grad(set_to_none=True)
+            loss = learner.task.loss(model(batch), batch.labels)
+            if not torch.isfinite(loss):
+                raise non_finite("the training loss")
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            _add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            optimizer.step()
+            loss_sum += loss.detach().cpu().double() * len(batch)
+            num_seen += len(batch)
+    return float(loss_sum) / num_seen
+
+
+def batch_order(
+    num_patients: int, config: "TrainingConfig", generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Row numbers of each step's batch: a new permutation each epoch, its last batch as small as it comes.
+
+    Args:
+        num_patients: at least 1.
+        config: batch size, and either epochs or steps.
+        generator: fixes the order.
+
+    Yields:
+        (B,) int64.
+    """
+    num_steps = config.local_steps
+    if num_steps is None:
+        per_epoch = -(-num_patients // config.batch_size)
+        num_steps = per_epoch * (config.local_epochs or 1)
+    done = 0
+    while done < num_steps:
+        order = torch.randperm(num_patients, generator=generator)
+        for rows in torch.split(order, config.batch_size)[: num_steps - done]:
+            yield rows
+            done += 1
+
+
+def make_optimizer(
+    config: "OptimizerConfig", parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The study's optimiser, without any state from an earlier round."""
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=rate, weight_decay=decay)
+
+
+def _anchors(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in learner.shared.items()}
+
+
+def _add_proximal_gradient(learner: Learner, anchors: Mapping[str, Tensor], mu: float) -> None:
+    for name, anchor in anchors.items():
+        parameter = learner.shared[name]
+        pull = (parameter.detach() - anchor).mul_(mu)
+        parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+
+
+def _stop_if(is_cancelled: Callable[[], bool]) -> None:
+    if is_cancelled():
+        raise CancelledTrainingError(
+            "FH-TRAIN-001",
+            "training was cancelled.",
+            why="The round's deadline passed or the site is stopping; this round's work is dropped.",
+        )
+
+
+def _cuda_devices(learner: Learner) -> list[torch.device]:
+    return [learner.device] if learner.device.type == "cuda" else []

@@ -1,0 +1,103 @@
+"""The private head on the site's disk, one file a round. Called by `supervised` and `evaluation`.
+
+A head belongs to the round whose update it was trained with. Several are kept, since a round may be repeated,
+or the server may go on from an older checkpoint: the head of a round that did not count is then not used.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.errors import TrainingError
+
+Tensors = dict[str, NDArray[np.float32]]
+
+KEPT_ROUNDS = 20
+"""Heads kept behind the newest: further back than a server's checkpoints are worth going."""
+
+_FILE = re.compile(r"head_(\d{5,})\.safetensors")
+_FOLDER_MODE = 0o700
+_FILE_MODE = 0o600
+
+
+class HeadStore:
+    """The heads of one run at one site.
+
+    Args:
+        folder: private to the run; made when the first head is written.
+        spec: names and shapes of the head's tensors.
+    """
+
+    def __init__(self, folder: Path, spec: TensorSpec) -> None:
+        self._folder = folder
+        self._spec = spec
+
+    def newest(self, *, before_round: int | None = None) -> tuple[int, Tensors] | None:
+        """The newest head, or the newest of a round before `before_round`, with its round; None if none.
+
+        Raises:
+            TrainingError: FH-TRAIN-006 the file is damaged or belongs to another model.
+        """
+        rounds = [r for r in self._rounds() if before_round is None or r < before_round]
+        if not rounds:
+            return None
+        newest = max(rounds)
+        return newest, self._read(self._path(newest))
+
+    def save(self, round_number: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Write a head durably: after return it survives a crash, before it the old ones are untouched.
+
+        Heads of later rounds are removed (a round that is done again has replaced what came after it), and
+        those more than `KEPT_ROUNDS` behind.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
+        payload = safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in tensors.items()})
+        path = self._path(round_number)
+        temporary = path.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        for other in self._rounds():
+            if other > round_number or other <= round_number - KEPT_ROUNDS:
+                self._path(other).unlink(missing_ok=True)
+        _sync_folder(self._folder)
+
+    def _rounds(self) -> list[int]:
+        names = os.listdir(self._folder) if self._folder.is_dir() else []  # noqa: PTH208 - names only
+        return [int(match[1]) for match in map(_FILE.fullmatch, names) if match]
+
+    def _path(self, round_number: int) -> Path:
+        return self._folder / f"head_{round_number:05d}.safetensors"
+
+    def _read(self, path: Path) -> Tensors:
+        tensors: Tensors = {}
+        with contextlib.suppress(SafetensorError):
+            tensors = safetensors.numpy.load(path.read_bytes())
+        if TensorSpec.of({n: tensors[n] for n in self._spec.names() if n in tensors}) != self._spec:
+            raise TrainingError(
+                "FH-TRAIN-006",
+                f"the private head in {path.name} is damaged or belongs to another model.",
+                why="Going on with a new head would silently change the site's model.",
+                fix="Restore the site's state folder from a backup, or remove that file to go on from the "
+                "round before.",
+            )
+        return tensors
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

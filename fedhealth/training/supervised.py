@@ -1,0 +1,206 @@
+"""Supervised local training: entry point ``supervised`` of group ``fedhealth.training``.
+
+The same study, site and round give the same update, bit for bit on the same machine, however long anything
+took and whatever was cancelled before: batch order comes from names and the study's seed, the optimiser is new
+every round, and the private head comes from the last round that was committed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+
+from fedhealth.config.base import ConfigModel
+from fedhealth.contracts.data import SplitName
+from fedhealth.contracts.local_training import (
+    LocalUpdate,
+    Metrics,
+    RoundTask,
+    SiteContext,
+    Vector,
+)
+from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.data.batch import DEFAULT_MEMORY_LIMIT_BYTES, PatientDataset
+from fedhealth.data.split import split_patients
+from fedhealth.errors import ConfigError, TrainingError
+from fedhealth.models.options import parse_options
+from fedhealth.models.seeds import derive_seed
+from fedhealth.training.learner import Learner, dump, load, spec_of
+from fedhealth.training.local_steps import StepPlan, run_steps
+from fedhealth.training.private_head import HeadStore, Tensors
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import RunPlan, Study
+
+
+class SupervisedOptions(ConfigModel):
+    """Options of the training method in study.yaml (`training.options`)."""
+
+    evaluation_batch_size: int = Field(64, ge=1, le=4096, description="Patients a forward pass.")
+    memory_limit_bytes: int = Field(
+        DEFAULT_MEMORY_LIMIT_BYTES,
+        ge=0,
+        description="Most bytes of volumes kept in memory a split side.",
+    )
+
+
+class SupervisedTraining:
+    """A `TrainingMethod`: the study's model, task and optimiser on the site's training patients."""
+
+    def initial_tensors(self, study: "Study", run: "RunPlan") -> dict[str, Vector]:
+        """The shared parameters of round 1, by name: a pure function of study and run.
+
+        Raises:
+            ConfigError: model, task, options or training method of the study are wrong.
+        """
+        supervised_options(study)
+        return dump(Learner(study, run).shared)
+
+    def open_session(
+        self, study: "Study", run: "RunPlan", spec: TensorSpec, site: SiteContext
+    ) -> "SupervisedSession":
+        """Build model and data once.
+
+        Raises:
+            ConfigError: FH-TRAIN-003 the spec is not this model's; or as `Learner`.
+            SiteDataError: the cohort does not keep the data contract.
+        """
+        return SupervisedSession(study, run, spec, site)
+
+
+class SupervisedSession:
+    """One site's training for one run (a `LocalSession`); see `SupervisedTraining.open_session`."""
+
+    def __init__(self, study: "Study", run: "RunPlan", spec: TensorSpec, site: SiteContext) -> None:
+        options = supervised_options(study)
+        torch.set_num_threads(site.num_threads)
+        self._study, self._run, self._site_id = study, run, site.site_id
+        self._batch_size = options.evaluation_batch_size
+        self._learner = Learner(study, run, device=site.device)
+        self._spec = spec_of(self._learner.shared)
+        _check_spec(spec, self._spec)
+        sides = split_patients(site.load_cohort())
+        self._train, self._validation = (
+            PatientDataset(
+                sides[side], self._learner.contract, memory_limit_bytes=options.memory_limit_bytes
+            )
+            for side in (SplitName.TRAIN, SplitName.VALIDATION)
+        )
+        self._first_head = dump(self._learner.private)
+        self._store = head_store(site, run, self._learner)
+        newest = self._store.newest() if self._learner.private else None
+        self._head_round, self._head = newest or (0, self._first_head)
+        self._pending: Tensors | None = None
+
+    def evaluate(self, vector: Vector) -> Metrics:
+        """Metrics of the incoming shared tensors, with the last committed private head, on validation patients.
+
+        Raises:
+            AggregationError: FH-TENSOR-003 the vector is not on the spec.
+            TrainingError: FH-TRAIN-004 the model's output is not finite.
+        """
+        self._load(vector, self._head)
+        probabilities = self._learner.predict(self._validation, batch_size=self._batch_size)
+        return self._learner.task.metrics(probabilities, self._validation.labels.numpy())
+
+    def train(self, vector: Vector, task: RoundTask) -> LocalUpdate:
+        """Train from the incoming shared tensors, and from the newest private head of an earlier round.
+
+        Raises:
+            CancelledTrainingError: FH-TRAIN-001 `task.is_cancelled()` turned true.
+            TrainingError: FH-TRAIN-004 the loss or a weight is not finite, FH-TRAIN-005 there is no training
+                patient, FH-TRAIN-006 the private head is damaged, FH-TRAIN-007 the strategy asks for
+                something unknown.
+            AggregationError: FH-TENSOR-003 the vector is not on the spec.
+        """
+        if len(self._train) == 0:
+            raise TrainingError(
+                "FH-TRAIN-005",
+                "this site has no patient on the training side.",
+                why="Without a patient there is nothing to learn from.",
+                fix="Check the cohort and the study's split, or leave the federation.",
+            )
+        self._pending = None
+        self._use_head_before(task.round_number)
+        self._load(vector, self._head)
+        plan = StepPlan(
+            config=self._study.training,
+            seed=derive_seed(
+                self._study.seed, "local steps", self._run.name, self._site_id, task.round_number
+            ),
+            proximal_mu=proximal_mu(task.strategy_config),
+            is_cancelled=task.is_cancelled,
+        )
+        train_loss = run_steps(self._learner, self._train, plan)
+        self._pending = dump(self._learner.private)
+        return LocalUpdate(tensors=dump(self._learner.shared), metrics={"train_loss": train_loss})
+
+    def commit(self, round_number: int) -> None:
+        """Make the private head of the last `train` durable, as that of `round_number`.
+
+        Raises:
+            TrainingError: FH-TRAIN-008 nothing was trained since the last commit.
+        """
+        if self._pending is None:
+            raise TrainingError(
+                "FH-TRAIN-008",
+                f"round {round_number} has no trained state to commit.",
+                why="Commit follows a training that was neither cancelled nor committed already.",
+            )
+        if self._learner.private:
+            self._store.save(round_number, self._pending)
+            self._head_round, self._head = round_number, self._pending
+        self._pending = None
+
+    def _use_head_before(self, round_number: int) -> None:
+        """Go back to an older head when this round, or one after it, was committed before."""
+        if self._learner.private and self._head_round >= round_number:
+            older = self._store.newest(before_round=round_number)
+            self._head_round, self._head = older or (0, self._first_head)
+
+    def _load(self, vector: Vector, head: Tensors) -> None:
+        load(self._learner.shared, self._spec.unflatten(vector))
+        load(self._learner.private, head)
+
+
+def supervised_options(study: "Study") -> SupervisedOptions:
+    """The method's options. Raises ConfigError (FH-MODEL-001) when one is wrong."""
+    return parse_options(SupervisedOptions, study.training.options, owner="training 'supervised'")
+
+
+def head_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadStore:
+    """Where a run's private heads are kept at this site."""
+    return HeadStore(site.state_dir / "private_heads" / run.name, spec_of(learner.private))
+
+
+def proximal_mu(strategy_config: Mapping[str, float | int | bool]) -> float:
+    """The FedProx strength that the strategy asks for; 0 when it does not.
+
+    Raises:
+        TrainingError: FH-TRAIN-007 it asks for something else, or not for a finite number >= 0.
+    """
+    unknown = sorted(set(strategy_config) - {"proximal_mu"})
+    value = strategy_config.get("proximal_mu", 0.0)
+    if unknown or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise TrainingError(
+            "FH-TRAIN-007",
+            f"the strategy asks for {unknown}."
+            if unknown
+            else "the strategy's proximal_mu is not a finite number of at least 0.",
+            why="Local training knows proximal_mu only; ignoring the rest would not be what the study says.",
+            fix="Choose another strategy, or a training method that knows this setting.",
+        )
+    return float(value)
+
+
+def _check_spec(given: TensorSpec, own: TensorSpec) -> None:
+    if given != own:
+        raise ConfigError(
+            "FH-TRAIN-003",
+            f"the run's tensor spec ({len(given.entries)} tensors, {given.num_elements} elements) is not this "
+            f"model's ({len(own.entries)} tensors, {own.num_elements} elements).",
+            why="Server and site must build the same model from the same study.",
+            fix="Install the same fedhealth and model package versions at the site and at the server.",
+        )
