@@ -203,7 +203,7 @@ def _labels(
 def _table(frame: pd.DataFrame, table: TableModality, rows: Sequence[int]) -> NDArray[np.float64]:
     block = np.column_stack([_numbers(frame[c.name], c.name, rows) for c in table.columns])
     # Who lacks the whole block lacks its required columns too; that is a missing modality, no mistake.
-    has_block: Mask = np.asarray(~np.isnan(block)).any(axis=1, keepdims=True)[:, 0]
+    has_block: Mask = np.count_nonzero(~np.isnan(block), axis=1) > 0
     kept_rows = [row for row, kept in zip(rows, has_block, strict=True) if kept]
     for index, column in enumerate(table.columns):
         check_column(column, block[has_block, index], kept_rows)
