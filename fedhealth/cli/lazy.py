@@ -9,7 +9,15 @@ import typer
 from typer.core import TyperGroup
 
 
-class LazyGroup(TyperGroup):
+class PlainGroup(TyperGroup):
+    """A group that leaves "Did you mean" to click: typer would say it a second time."""
+
+    def __init__(self, **attrs: Any) -> None:  # noqa: ANN401 - click's own signature
+        super().__init__(**attrs)
+        self.suggest_commands = False
+
+
+class LazyGroup(PlainGroup):
     """Shows `members` in help from their one-line texts; imports a member's module when it runs.
 
     `members` maps a command's name to (module, one-line help). The module has `app: typer.Typer`; with
@@ -20,7 +28,6 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attrs: Any) -> None:  # noqa: ANN401 - click's own signature
         super().__init__(**attrs)
-        self.suggest_commands = False  # click suggests too; once is enough
         for name, (_, help_text) in self.members.items():
             self.add_command(click.Command(name, help=help_text))
 

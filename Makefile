@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all their own set-up, in .venv, with nothing but Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SITES := synthetic heart
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+# One thread for a worker's tensor library is the product's default too; results do not depend on the machine.
+export OMP_NUM_THREADS ?= 1
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint types unit bench clean docs
+
+demo: $(INSTALLED)  ## three hospitals on this machine, five rounds, a report for each (ARGS="--study heart")
+	$(BIN)/fedhealth demo $(ARGS)
+
+test: lint types unit  ## everything that must hold before a change is merged
+
+lint: $(INSTALLED)  ## style, formatting, and the rule that imports go down only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)  ## the whole default test suite (ARGS="tests/unit/gate")
+	$(BIN)/pytest $(ARGS)
+
+bench: $(INSTALLED)  ## every benchmark in its quick form
+	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" --quick $(ARGS); done
+
+docs: $(INSTALLED)  ## write the generated pages of docs/reference
+	$(BIN)/python docs/generate_reference.py
+
+clean:  ## caches and build products; the environment stays (rm -r .venv)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find fedhealth strategies sites tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or say make PYTHON=/its/path" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that a change in the tree needs no new installation; a change of a pyproject.toml does.
+$(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(SITES:%=sites/%/pyproject.toml)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" $(SITES:%=-e sites/%)
+	$(BIN)/python -m compileall -q fedhealth strategies $(SITES:%=sites/%)
+	@$(BIN)/python -m compileall -qq $(VENV)/lib/python3.11/site-packages || true
+	@touch $@
