@@ -24,11 +24,11 @@ from fedhealth.errors import SiteDataError
 MAX_CSV_BYTES = 1 << 29
 """512 MiB of text: a million patients with a hundred columns."""
 
-PATIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PATIENT_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """A pseudonym that is also a file name without surprises: no separator, no `..`."""
 
-_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
-_DECIMAL_COMMA = r"[+-]?\d+,\d+"
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
+_DECIMAL_COMMA = r"[+-]?[0-9]+,[0-9]+"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +229,9 @@ def _numbers(cells: "pd.Series[str]", name: str, rows: Sequence[int]) -> NDArray
             why="Words such as NA, ? or <5 would have to be guessed.",
             fix="Leave the cell empty where the value is missing; write numbers without units.",
         )
-    return pd.to_numeric(cells.where(~empty, "nan")).to_numpy(dtype=np.float64)
+    values = np.full(len(cells), np.nan)
+    values[~empty] = cells[~empty].to_numpy(dtype=object).astype(np.float64)
+    return values
 
 
 def _unreadable(reason: str) -> SiteDataError:

@@ -16,6 +16,7 @@ _SPACING_TOLERANCE = 1e-3
 _FIELD_OF_VIEW_RATIO = (0.5, 2.0)
 """A volume half or twice as wide as the grid is another body region or a wrong unit, not another scanner."""
 
+_AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 _FWHM_PER_SIGMA = 2.3548
 _MIN_STD = 1e-6
 """Relative to the largest magnitude: float32 resolves 1e-7."""
@@ -93,7 +94,7 @@ def _resample(voxels: Volume, affine: Affine, modality: VolumeModality) -> Volum
 
     background = float(voxels.min())
     source = MetaTensor(torch.from_numpy(voxels[None]), affine=torch.from_numpy(affine))
-    oriented = Orientation(axcodes=modality.orientation)(source)
+    oriented = Orientation(axcodes=modality.orientation, labels=_AXIS_LABELS)(source)
     own_spacing = _along(_spacing_mm(affine), _axis_codes(affine), modality.orientation)
     ratio = np.asarray(modality.spacing_mm) / own_spacing
     # A Gaussian as wide as the new voxel, less the old one: without it, small structures alias.
