@@ -1,0 +1,107 @@
+"""Model and strategy state after every completed round, and how a run goes on from the last one."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedhealth.contracts.tensors import TensorSpec, vector_digest
+from fedhealth.durable import read_json, write_atomically, write_json
+from fedhealth.errors import EvidenceError
+from fedhealth.server.home import RunFolder
+
+KEPT: int = 2  # the last, and the one before in case the last is damaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Where a run stands: `round_number` rounds are complete; 0 is the initial model."""
+
+    round_number: int
+    spec: TensorSpec
+    vector: NDArray[np.float32] = field(repr=False)
+    strategy_state: Mapping[str, NDArray[Any]] = field(repr=False)
+
+
+def write_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Write durably; the folder's `meta.json` comes last and makes it valid. Old ones are removed."""
+    place = folder.checkpoints / f"round-{checkpoint.round_number:04d}"
+    write_atomically(
+        place / "model.safetensors", save(checkpoint.spec.unflatten(checkpoint.vector))
+    )
+    write_atomically(place / "strategy.safetensors", save(dict(checkpoint.strategy_state)))
+    write_json(
+        place / "meta.json",
+        {
+            "round_number": checkpoint.round_number,
+            "model_sha256": vector_digest(checkpoint.vector),
+            "tensors": checkpoint.spec.names(),
+        },
+    )
+    for stale in _places(folder)[:-KEPT]:
+        shutil.rmtree(stale)
+
+
+def read_last_checkpoint(folder: RunFolder) -> Checkpoint:
+    """The last valid checkpoint, or the initial model.
+
+    Raises:
+        EvidenceError: FH-EVIDENCE-030 there is no valid model at all.
+    """
+    for place in reversed(_places(folder)):
+        found = _read(place)
+        if found is not None:
+            return found
+    try:
+        tensors = load(folder.initial_model.read_bytes())
+    except (OSError, SafetensorError):
+        raise EvidenceError(
+            "FH-EVIDENCE-030",
+            f"the initial model of run {folder.root.name} is missing or damaged.",
+            why="There is nothing to train from.",
+            fix="Restore it from a backup of the server's home, or initialise the study again.",
+        ) from None
+    spec = TensorSpec.of(_in_file_order(tensors, read_json(folder.initial_model.with_suffix(".json"))))
+    return Checkpoint(
+        round_number=0, spec=spec, vector=spec.flatten(tensors), strategy_state={}
+    )
+
+
+def write_initial(folder: RunFolder, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write the model of round 1 with the order of its tensors (safetensors sorts them by name)."""
+    write_atomically(folder.initial_model, save(dict(tensors)))
+    write_json(folder.initial_model.with_suffix(".json"), {"tensors": list(tensors)})
+
+
+def _read(place: Path) -> Checkpoint | None:
+    meta = read_json(place / "meta.json")
+    if not meta:
+        return None  # a crash came before it was complete
+    try:
+        tensors = load((place / "model.safetensors").read_bytes())
+        state = load((place / "strategy.safetensors").read_bytes())
+    except (OSError, SafetensorError):
+        return None
+    spec = TensorSpec.of(_in_file_order(tensors, meta))
+    vector = spec.flatten(tensors)
+    if vector_digest(vector) != meta["model_sha256"]:
+        return None
+    return Checkpoint(
+        round_number=meta["round_number"], spec=spec, vector=vector, strategy_state=state
+    )
+
+
+def _in_file_order(
+    tensors: Mapping[str, NDArray[np.float32]], meta: Mapping[str, Any]
+) -> dict[str, NDArray[np.float32]]:
+    return {name: tensors[name] for name in meta.get("tensors", list(tensors))}
+
+
+def _places(folder: RunFolder) -> list[Path]:
+    return sorted(folder.checkpoints.glob("round-*"))

@@ -1,0 +1,79 @@
+"""What the server checks before it believes a reply. The mirror of `site/manifest_checks.py`."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.metrics import METRIC_RANGES
+from fedhealth.contracts.tensors import vector_from_bytes
+from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.evidence.signing import Envelope, VerifyKey
+from fedhealth.evidence.statements import Contribution, Manifest, open_statement
+from fedhealth.server.roster import RosterLine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`drop_code` None: the contribution counts."""
+
+    drop_code: DropCode | None
+    contribution: Contribution | None
+
+
+def verify_contribution(  # noqa: PLR0911 - one return for each reason, in the order of the checks
+    envelope: Envelope,
+    payload: bytes,
+    manifest: Manifest,
+    manifest_sha256: str,
+    line: RosterLine,
+) -> Verdict:
+    """Signature by the enrolled key, this very manifest, the digest of the bytes, the spec, finite values."""
+    try:
+        key = VerifyKey.from_base64(line.entry.signing_key)
+        said = open_statement(Contribution, envelope, key)
+    except IdentityError:
+        return Verdict(drop_code=DropCode.BAD_SIGNATURE, contribution=None)
+    except EvidenceError:
+        return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
+    if not _answers(said, manifest, manifest_sha256, line):
+        return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
+    if said.drop_code is not None:
+        return Verdict(drop_code=said.drop_code, contribution=said)
+    if any(not _in_range(name, value) for name, value in _metrics(said)):
+        return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=said)
+    if manifest.kind == "evaluate":
+        return Verdict(
+            drop_code=DropCode.CONTRIBUTION_INVALID if payload else None, contribution=said
+        )
+    if hashlib.sha256(payload).hexdigest() != said.update_sha256:
+        return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=said)
+    if len(payload) != manifest.spec.num_bytes:
+        return Verdict(drop_code=DropCode.WRONG_SPEC, contribution=said)
+    if not np.isfinite(vector_from_bytes(payload)).all():
+        return Verdict(drop_code=DropCode.NON_FINITE, contribution=said)
+    return Verdict(drop_code=None, contribution=said)
+
+
+def _answers(
+    said: Contribution, manifest: Manifest, manifest_sha256: str, line: RosterLine
+) -> bool:
+    return (
+        said.manifest_sha256 == manifest_sha256
+        and said.site_id == line.entry.site_id
+        and said.study_id == manifest.study_id
+        and (said.run_name, said.round_number, said.attempt, said.kind)
+        == (manifest.run_name, manifest.round_number, manifest.attempt, manifest.kind)
+    )
+
+
+def _metrics(said: Contribution) -> list[tuple[str, float]]:
+    return [*said.train_metrics.items(), *said.evaluate_metrics.items()]
+
+
+def _in_range(name: str, value: float) -> bool:
+    if name not in METRIC_RANGES:
+        return False
+    low, high = METRIC_RANGES[name]
+    return low <= value <= high

@@ -1,0 +1,360 @@
+"""The rounds of one run at the consortium. Read this first: it is the list of a round's steps.
+
+It knows no Flower: `RoundTransport` carries messages, an `Aggregator` folds updates, `RunRecorder` writes what
+happened. A round ends in one of two ways: complete (a new model) or void (the model unchanged, and said so).
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from fedhealth.config.study import RunPlan, Study
+from fedhealth.contracts.aggregation import Aggregate, Aggregator, SiteReply
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.tensors import vector_bytes, vector_digest
+from fedhealth.errors import AggregationError, QuorumError
+from fedhealth.evidence.signing import Envelope, SigningKey
+from fedhealth.evidence.statements import CohortMember, Contribution, Manifest, manifest_tensors
+from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
+from fedhealth.server.contributions import verify_contribution
+from fedhealth.server.enrolment import utc_now
+from fedhealth.server.home import RunFolder
+from fedhealth.server.roster import RosterLine
+from fedhealth.server.spool import Spool
+
+log = logging.getLogger("fedhealth.server")
+COHORT_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawReply:
+    """What came back from one site, not yet believed."""
+
+    site_id: str
+    envelope: Envelope | None
+    code: DropCode | None
+    payload: bytes = field(repr=False)
+    answered_after_s: float
+
+
+class RoundTransport(Protocol):
+    """How messages get to sites and back."""
+
+    def connected(self) -> set[str]:
+        """Admitted sites that are online now."""
+        ...
+
+    def roster(self) -> Sequence[RosterLine]:
+        """Admitted sites, in roster order."""
+        ...
+
+    def exchange(
+        self, sites: Sequence[str], envelope: Envelope, payload: bytes, *, ttl_s: float, kind: str
+    ) -> Iterator[RawReply]:
+        """Send to every site and give replies as they come, until all are in or `ttl_s` passed."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class SiteOutcome:
+    """What one site did in a round."""
+
+    line: RosterLine
+    drop_code: DropCode | None
+    contribution: Contribution | None = None
+    contribution_sha256: str | None = None
+    update_bytes: int = 0
+    answered_after_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundOutcome:
+    """All that a round record is made from."""
+
+    manifest: Manifest
+    manifest_sha256: str
+    status: Literal["complete", "void"]
+    void_reason: str | None
+    model_out_sha256: str
+    sites: list[SiteOutcome]
+    aggregate: Aggregate | None
+    closed_at: str
+    seconds: dict[str, float]
+
+
+class RunRecorder(Protocol):
+    """Writes what happened the moment it happened."""
+
+    def opened(self, manifest: Manifest) -> None:
+        """A round begins."""
+        ...
+
+    def waiting(self, present: int, wanted: int) -> None:
+        """The cohort is not there yet."""
+        ...
+
+    def answered(self, manifest: Manifest, outcome: SiteOutcome) -> None:
+        """A site answered."""
+        ...
+
+    def closed(self, outcome: RoundOutcome) -> None:
+        """A round ended: record and report are due now."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundLoop:
+    """One run, from its last checkpoint to its closing evaluation."""
+
+    study: Study
+    study_sha256: str
+    run: RunPlan
+    flower_run_id: str
+    folder: RunFolder
+    signing_key: SigningKey = field(repr=False)
+    transport: RoundTransport
+    aggregator: Aggregator
+    recorder: RunRecorder
+    first_attempt: int
+    _has_gathered: bool = field(init=False, default=False)
+
+    def run_all(self, start: Checkpoint) -> Checkpoint:
+        """Train the remaining rounds, then evaluate the final model everywhere.
+
+        Raises:
+            QuorumError: the minimum cohort did not come, or too many rounds in a row were void.
+            AggregationError: the strategy failed.
+        """
+        self.aggregator.load_state_dict(start.strategy_state)
+        now = start
+        attempt, voids = self.first_attempt, 0
+        while now.round_number < self.run.num_rounds:
+            outcome, after = self._train_round(now, attempt)
+            self.recorder.closed(outcome)
+            if outcome.status == "complete":
+                now, attempt, voids = after, 1, 0
+                continue
+            attempt, voids = attempt + 1, voids + 1
+            if voids >= self.study.federation.max_void_rounds:
+                raise _too_many_voids(self.run.name, voids)
+        self.recorder.closed(self._evaluate_round(now, attempt))
+        return now
+
+    def _train_round(self, now: Checkpoint, attempt: int) -> tuple[RoundOutcome, Checkpoint]:
+        """One round: cohort, manifest, exchange, fold, checkpoint."""
+        clock = _Stopwatch()
+        cohort = self._gather()
+        clock.lap("gather")
+        spool = Spool(self.folder.spool)
+        manifest = self._manifest(now, cohort, attempt, "train")
+        outcomes, digest = self._exchange(manifest, now, cohort, spool)
+        clock.lap("exchange")
+        contributed = [outcome for outcome in outcomes if outcome.drop_code is None]
+        if len(contributed) < manifest.min_cohort:
+            spool.clear()
+            void = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
+            void.status, void.void_reason = "void", "minimum_cohort"
+            return void, now
+        replies = self._replies(contributed, spool)
+        aggregate = self.aggregator.aggregate(manifest.round_number, replies)
+        clock.lap("aggregate")
+        after = Checkpoint(
+            round_number=manifest.round_number,
+            spec=now.spec,
+            vector=aggregate.vector,
+            strategy_state=self.aggregator.state_dict(),
+        )
+        write_checkpoint(self.folder, after)
+        spool.clear()
+        clock.lap("checkpoint")
+        done = _outcome(manifest, digest, outcomes, vector_digest(after.vector), clock)
+        done.aggregate = aggregate
+        return done, after
+
+    def _evaluate_round(self, now: Checkpoint, attempt: int) -> RoundOutcome:
+        """The closing trip: everybody gets the final model and tells its metrics."""
+        clock = _Stopwatch()
+        cohort = self._gather()
+        clock.lap("gather")
+        manifest = self._manifest(now, cohort, attempt, "evaluate")
+        outcomes, digest = self._exchange(manifest, now, cohort, Spool(self.folder.spool))
+        clock.lap("exchange")
+        done = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
+        if sum(outcome.drop_code is None for outcome in outcomes) < manifest.min_cohort:
+            done.status, done.void_reason = "void", "minimum_cohort"
+        return done
+
+    def _gather(self) -> list[RosterLine]:
+        """The cohort of the next round: all that are online, at least the minimum, in roster order."""
+        rules, begin = self.study.federation, time.monotonic()
+        while True:
+            online = self.transport.connected()
+            cohort = [line for line in self.transport.roster() if line.entry.site_id in online]
+            waited = time.monotonic() - begin
+            is_complete = len(cohort) == len(self.transport.roster())
+            is_late = self._has_gathered or waited >= rules.gather_s
+            if len(cohort) >= rules.min_cohort and (is_complete or is_late):
+                self._has_gathered = True
+                return cohort
+            if waited >= rules.cohort_wait_s:
+                raise _no_quorum(len(cohort), rules.min_cohort, rules.cohort_wait_s)
+            self.recorder.waiting(len(cohort), len(self.transport.roster()))
+            time.sleep(COHORT_POLL_S)
+
+    def _manifest(
+        self,
+        now: Checkpoint,
+        cohort: Sequence[RosterLine],
+        attempt: int,
+        kind: Literal["train", "evaluate"],
+    ) -> Manifest:
+        site_ids = [line.entry.site_id for line in cohort]
+        number = now.round_number + 1
+        wishes = self.aggregator.configure(number, now.vector, site_ids) if kind == "train" else {}
+        return Manifest(
+            study_id=self.study.id,
+            study_sha256=self.study_sha256,
+            run_name=self.run.name,
+            flower_run_id=self.flower_run_id,
+            round_number=number,
+            attempt=attempt,
+            kind=kind,
+            model_sha256=vector_digest(now.vector),
+            tensors=manifest_tensors(now.spec),
+            cohort=tuple(
+                CohortMember(site_id=line.entry.site_id, key_id=line.entry.key_id)
+                for line in cohort
+            ),
+            min_cohort=self.study.federation.min_cohort,
+            strategy_config=wishes,
+            deadline_s=self.study.federation.round_deadline_s,
+            opened_at=utc_now(),
+        )
+
+    def _exchange(
+        self, manifest: Manifest, now: Checkpoint, cohort: Sequence[RosterLine], spool: Spool
+    ) -> tuple[list[SiteOutcome], str]:
+        """Send the manifest to the cohort; verify and spool each answer as it comes."""
+        envelope = manifest.sign(self.signing_key)
+        self.recorder.opened(manifest)
+        outcomes = {
+            line.entry.site_id: SiteOutcome(line=line, drop_code=DropCode.NO_REPLY)
+            for line in cohort
+        }
+        replies = self.transport.exchange(
+            list(outcomes),
+            envelope,
+            bytes(vector_bytes(now.vector)),
+            ttl_s=manifest.deadline_s,
+            kind=manifest.kind,
+        )
+        for reply in replies:
+            outcome = outcomes.get(reply.site_id)
+            if outcome is None or outcome.drop_code is not DropCode.NO_REPLY:
+                continue  # one answer a site: a second one changes nothing
+            self._take(reply, outcome, manifest, envelope.payload_digest, spool)
+            self.recorder.answered(manifest, outcome)
+        return list(outcomes.values()), envelope.payload_digest
+
+    def _take(  # noqa: PLR0917 - the facts of one reply
+        self,
+        reply: RawReply,
+        outcome: SiteOutcome,
+        manifest: Manifest,
+        manifest_sha256: str,
+        spool: Spool,
+    ) -> None:
+        outcome.answered_after_s = reply.answered_after_s
+        if reply.envelope is None:
+            outcome.drop_code = reply.code or DropCode.PROTOCOL
+            return
+        verdict = verify_contribution(
+            reply.envelope, reply.payload, manifest, manifest_sha256, outcome.line
+        )
+        outcome.drop_code = verdict.drop_code
+        outcome.contribution = verdict.contribution
+        if verdict.contribution is not None:
+            outcome.contribution_sha256 = reply.envelope.payload_digest
+            outcome.update_bytes = len(reply.payload)
+        if verdict.drop_code is None and manifest.kind == "train":
+            spool.put(reply.site_id, reply.payload)
+
+    def _replies(self, contributed: Sequence[SiteOutcome], spool: Spool) -> Iterator[SiteReply]:
+        """Verified contributions in roster order; vectors are mapped when they are asked for."""
+        for outcome in contributed:
+            site_id = outcome.line.entry.site_id
+            said = outcome.contribution
+            if said is None:  # not reachable: a site without a contribution has a drop code
+                raise AggregationError("FH-AGG-001", "a contribution is missing.")
+            yield SiteReply(
+                site_id=site_id,
+                weight=float(outcome.line.entry.train_size),
+                load_vector=lambda site_id=site_id: spool.load(site_id),  # type: ignore[misc]  # default binds
+                train_metrics=said.train_metrics,
+                evaluate_metrics=said.evaluate_metrics,
+            )
+
+
+class _Stopwatch:
+    """Seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _outcome(  # noqa: PLR0917 - the facts of one round
+    manifest: Manifest,
+    manifest_sha256: str,
+    sites: list[SiteOutcome],
+    model_out_sha256: str,
+    clock: _Stopwatch,
+) -> RoundOutcome:
+    return RoundOutcome(
+        manifest=manifest,
+        manifest_sha256=manifest_sha256,
+        status="complete",
+        void_reason=None,
+        model_out_sha256=model_out_sha256,
+        sites=sites,
+        aggregate=None,
+        closed_at=utc_now(),
+        seconds=clock.seconds,
+    )
+
+
+def spec_digest(manifest: Manifest) -> str:
+    """SHA-256 of the tensor spec: what the report calls the model's shape."""
+    from fedhealth.evidence.signing import canonical_json
+
+    return hashlib.sha256(
+        canonical_json([tensor.model_dump(mode="json") for tensor in manifest.tensors])
+    ).hexdigest()
+
+
+def _no_quorum(present: int, wanted: int, waited_s: float) -> QuorumError:
+    return QuorumError(
+        "FH-QUORUM-001",
+        f"{present} of at least {wanted} sites were there after {waited_s:.0f} s.",
+        why="A round with fewer sites would not be a federation; nothing was trained.",
+        fix="Check `fedhealth server status` for missing sites, then run `fedhealth server run` again: it "
+        "goes on from the last checkpoint.",
+    )
+
+
+def _too_many_voids(run_name: str, voids: int) -> QuorumError:
+    return QuorumError(
+        "FH-QUORUM-002",
+        f"{voids} rounds of run {run_name} in a row were void.",
+        why="Too few sites contributed; the model is the one of the last complete round.",
+        fix="Read the last round's report for the reasons, then run `fedhealth server run` again.",
+    )
+
