@@ -1,0 +1,109 @@
+"""Make a strategy from its name and options in the study; refuse unknown names and options and wrong values."""
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from fedhealth import plugins
+from fedhealth.config.study import RunPlan
+from fedhealth.errors import ConfigError
+
+
+def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
+    """The run's strategy.
+
+    Stock strategies sample nodes and wait for them: unless the study says otherwise, they are told to take
+    the whole cohort and to be content with the minimum.
+
+    Raises:
+        ConfigError: FH-CONFIG-010 to 012 not installed, FH-STRATEGY-012 not a Flower strategy,
+            FH-STRATEGY-013 unknown option, FH-STRATEGY-014 wrong value, FH-STRATEGY-015 the run's
+            personalisation is not the strategy's.
+    """
+    name = run.strategy.name
+    kind = plugins.load("fedhealth.strategies", name)
+    if not (inspect.isclass(kind) and issubclass(kind, Strategy)):
+        raise ConfigError(
+            "FH-STRATEGY-012",
+            f"{name!r} is not a subclass of flwr.serverapp.strategy.Strategy.",
+            fix="Point its entry point at the strategy class (strategies/README.md).",
+        )
+    parameters = _parameters(kind)
+    options = dict(run.strategy.options)
+    _check_options(name, options, parameters)
+    defaults = {key: value for key, value in _takes_all(min_cohort).items() if key in parameters}
+    strategy = _construct(kind, name, defaults | options)
+    _check_personalisation(strategy, run)
+    return strategy
+
+
+def _takes_all(min_cohort: int) -> dict[str, float]:
+    counts = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+    return {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 1.0,
+        **dict.fromkeys(counts, min_cohort),
+    }
+
+
+def _parameters(kind: type[Strategy]) -> dict[str, Any]:
+    """Constructor parameters by name, with their annotation."""
+    try:
+        hints = typing.get_type_hints(kind.__init__)
+    except (
+        NameError
+    ):  # an annotation that exists for type checkers only: its value goes unchecked here
+        hints = {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind in named}
+
+
+def _check_options(name: str, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    # A function cannot be written in YAML: such parameters are not options.
+    known = [key for key, annotation in parameters.items() if "Callable" not in str(annotation)]
+    for key, value in options.items():
+        if key not in known:
+            raise ConfigError(
+                "FH-STRATEGY-013",
+                f"strategy {name!r} has no option {key!r}.",
+                why=f"Its options are: {', '.join(known) or 'none'}.",
+                fix="Correct the spelling in the study, or remove the option.",
+            )
+        try:
+            TypeAdapter(parameters[key]).validate_python(value, strict=True)
+        except PydanticSchemaGenerationError:
+            continue  # a type of the author's own; the constructor checks it
+        except ValidationError as error:
+            raise _wrong_value(name, key, error.errors()[0]["msg"]) from None
+
+
+def _construct(kind: type[Strategy], name: str, options: Mapping[str, Any]) -> Strategy:
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(sorted(options)) or "none"
+        raise _wrong_value(name, given, str(error)) from error
+
+
+def _wrong_value(name: str, key: str, message: str) -> ConfigError:
+    return ConfigError(
+        "FH-STRATEGY-014",
+        f"strategy {name!r} does not take this value of {key!r}: {message}.",
+        fix="Correct the value in the study's strategy options.",
+    )
+
+
+def _check_personalisation(strategy: Strategy, run: RunPlan) -> None:
+    wanted = getattr(strategy, "personalisation", run.personalisation)
+    if wanted != run.personalisation:
+        raise ConfigError(
+            "FH-STRATEGY-015",
+            f"strategy {run.strategy.name!r} is for `personalisation: {wanted}`, "
+            f"run {run.name!r} says `{run.personalisation}`.",
+            fix=f"Set `personalisation: {wanted}` on the run, or choose another strategy.",
+        )
