@@ -1,0 +1,18 @@
+"""Build hook: the wheel carries `configs/` as study templates; an editable install reads them in place.
+
+Plain `force-include` would also copy them on an editable install, and that copy, a folder named `fedhealth`
+in site-packages, would hide the package itself.
+"""
+
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class TemplatesHook(BuildHookInterface):
+    """Adds `configs` to standard wheels."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it builds; `version` is ``standard`` or ``editable``."""
+        if version == "standard":
+            build_data["force_include"]["configs"] = "fedhealth/config/templates"
