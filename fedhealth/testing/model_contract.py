@@ -1,0 +1,223 @@
+"""The suite that a model package runs on its own model.
+
+In the package's tests::
+
+    from fedhealth.testing.model_contract import ModelContract
+
+    class TestMyModel(ModelContract):
+        build = staticmethod(build_my_model)
+        options = {"embedding_size": 8}
+
+Every test states a rule that federated training relies on. Override `contract` with your study's data contract.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedhealth.config.base import OptionValue
+from fedhealth.contracts.data import (
+    Column,
+    DataContract,
+    SplitPlan,
+    TableModality,
+    VolumeModality,
+)
+from fedhealth.data.batch import Batch
+from fedhealth.data.tables import table_encoders
+from fedhealth.models.build import check_model, is_private, seeded_model, trainable_parameters
+from fedhealth.models.protocol import ModelBuilder
+
+NUM_PATIENTS = 6
+TOLERANCE = 1e-5
+"""Of float32 logits of order one, summed in another order when the batch has another size."""
+
+
+def example_contract() -> DataContract:
+    """One table (a number, a category) and one 16 x 16 x 16 volume."""
+    columns = (
+        Column(name="age", dtype="float", unit="years", minimum=0, maximum=120),
+        Column(name="sex", dtype="category", codes=(0, 1)),
+    )
+    return DataContract(
+        patient_id_column="patient_id",
+        label_column="label",
+        label_codes=(0, 1),
+        modalities=(
+            TableModality(name="ehr", columns=columns),
+            VolumeModality(name="mri", shape=(16, 16, 16), spacing_mm=(2.0, 2.0, 2.0)),
+        ),
+        split=SplitPlan(train=0.7, validation=0.1, test=0.2, seed=0),
+    )
+
+
+def random_batch(contract: DataContract, count: int, *, seed: int = 0) -> Batch:
+    """B patients with every modality, drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    encoders = table_encoders(contract)
+    return Batch(
+        tables={
+            t.name: torch.rand(count, encoders[t.name].num_features, generator=generator) * 2 - 1
+            for t in contract.tables
+        },
+        missing={t.name: torch.zeros(count, encoders[t.name].num_columns) for t in contract.tables},
+        volumes={
+            v.name: torch.randn(count, 1, *v.shape, generator=generator) for v in contract.volumes
+        },
+        present={m.name: torch.ones(count, dtype=torch.bool) for m in contract.modalities},
+        labels=torch.arange(count) % len(contract.label_codes),
+    )
+
+
+def without(batch: Batch, name: str, rows: Tensor | None = None) -> Batch:
+    """The batch in which the patients of `rows` (B,) bool, or all, lack a modality."""
+    gone = torch.ones(len(batch), dtype=torch.bool) if rows is None else rows
+    tables, missing, volumes = dict(batch.tables), dict(batch.missing), dict(batch.volumes)
+    if name in tables:
+        tables[name] = tables[name].masked_fill(gone[:, None], 0.0)
+        missing[name] = missing[name].masked_fill(gone[:, None], 1.0)
+    else:
+        volumes[name] = volumes[name].masked_fill(gone[:, None, None, None, None], 0.0)
+    present = {**batch.present, name: batch.present[name] & ~gone}
+    return replace(batch, tables=tables, missing=missing, volumes=volumes, present=present)
+
+
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """The batch of some patients, by row number."""
+
+    def pick(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor[rows] for name, tensor in tensors.items()}
+
+    return Batch(
+        tables=pick(batch.tables),
+        missing=pick(batch.missing),
+        volumes=pick(batch.volumes),
+        present=pick(batch.present),
+        labels=batch.labels[rows],
+    )
+
+
+class ModelContract:
+    """Inherit, set `build`, and pytest collects the rules."""
+
+    build: ClassVar[ModelBuilder]
+    options: ClassVar[Mapping[str, OptionValue]] = {}
+    num_outputs: ClassVar[int] = 1
+
+    @pytest.fixture
+    def contract(self) -> DataContract:
+        """The data contract that the model is built for."""
+        return example_contract()
+
+    @pytest.fixture
+    def make_model(self, contract: DataContract) -> Callable[[int], nn.Module]:
+        """Builds the model from a seed, in evaluation mode."""
+
+        def make(seed: int) -> nn.Module:
+            build = type(self).build
+            model = seeded_model(build, contract, self.num_outputs, self.options, seed=seed)
+            return model.eval()
+
+        return make
+
+    @pytest.fixture
+    def model(self, make_model: Callable[[int], nn.Module]) -> nn.Module:
+        """One model."""
+        return make_model(1)
+
+    @pytest.fixture
+    def batch(self, contract: DataContract) -> Batch:
+        """Patients with every modality."""
+        return random_batch(contract, NUM_PATIENTS)
+
+    def test_logits_have_one_row_a_patient(self, model: nn.Module, batch: Batch) -> None:
+        """(B, num_outputs) float32, finite."""
+        logits = model(batch)
+        assert logits.shape == (NUM_PATIENTS, self.num_outputs)
+        assert logits.dtype == torch.float32
+        assert torch.isfinite(logits).all()
+
+    def test_only_float32_parameters_and_no_buffers(self, model: nn.Module) -> None:
+        """What travels is the trainable parameters; there is no other state."""
+        check_model(model)
+
+    def test_head_prefixes_divide_the_parameters(self, model: nn.Module) -> None:
+        """Every prefix names a parameter, and something remains to be shared."""
+        names = [name for name, _ in trainable_parameters(model)]
+        prefixes = getattr(model, "head_prefixes", ())
+        private = [name for name in names if is_private(name, prefixes)]
+        assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
+        assert len(private) < len(names)
+
+    def test_initial_weights_depend_on_the_seed_only(
+        self, make_model: Callable[[int], nn.Module]
+    ) -> None:
+        """The same seed gives the same bits, whatever was drawn from the global generator before."""
+        first = make_model(1).state_dict()
+        torch.rand(3)
+        again, other = make_model(1).state_dict(), make_model(2).state_dict()
+        assert list(first) == list(again)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+
+    def test_a_patient_is_judged_alone(self, model: nn.Module, batch: Batch) -> None:
+        """Row i does not depend on the other patients, or on how many there are."""
+        with torch.no_grad():
+            together = model(batch)
+            for row in range(NUM_PATIENTS):
+                alone = model(rows_of(batch, torch.tensor([row])))
+                torch.testing.assert_close(alone[0], together[row], atol=TOLERANCE, rtol=TOLERANCE)
+
+    def test_an_absent_modality_is_fine_and_its_values_are_not_read(
+        self, model: nn.Module, batch: Batch, contract: DataContract
+    ) -> None:
+        """Finite without any one modality, and `present`, not the stored values, decides."""
+        for modality in contract.modalities:
+            gone = without(batch, modality.name)
+            with torch.no_grad():
+                logits = model(gone)
+                unread = model(replace(batch, present=gone.present))
+            assert torch.isfinite(logits).all()
+            if modality.name in batch.volumes:
+                torch.testing.assert_close(unread, logits, atol=TOLERANCE, rtol=TOLERANCE)
+
+    def test_absence_of_one_patient_changes_that_patient_only(
+        self, model: nn.Module, batch: Batch, contract: DataContract
+    ) -> None:
+        """Mixed batches work."""
+        first = torch.arange(NUM_PATIENTS) == 0
+        for modality in contract.modalities:
+            with torch.no_grad():
+                whole = model(batch)
+                mixed = model(without(batch, modality.name, first))
+            torch.testing.assert_close(mixed[1:], whole[1:], atol=TOLERANCE, rtol=TOLERANCE)
+            assert not torch.allclose(mixed[0], whole[0])
+
+    def test_a_patient_with_nothing_at_all_gets_a_finite_logit(
+        self, model: nn.Module, batch: Batch, contract: DataContract
+    ) -> None:
+        """Every modality absent is an answer too: what the model thinks of a patient it knows nothing of."""
+        for modality in contract.modalities:
+            batch = without(batch, modality.name)
+        with torch.no_grad():
+            assert torch.isfinite(model(batch)).all()
+
+    def test_gradients_reach_every_trainable_parameter(
+        self, model: nn.Module, batch: Batch, contract: DataContract
+    ) -> None:
+        """With patients that have and lack each modality, nothing is trainable in name only."""
+        for row, modality in enumerate(contract.modalities):
+            batch = without(batch, modality.name, torch.arange(NUM_PATIENTS) == row)
+        model.train()
+        # Squares, since a plain sum can leave a parameter with a zero gradient by symmetry.
+        ((model(batch) - 1) ** 2).sum().backward()
+        silent = [
+            name
+            for name, parameter in trainable_parameters(model)
+            if parameter.grad is None or not parameter.grad.abs().sum() > 0
+        ]
+        assert not silent

@@ -1,0 +1,148 @@
+"""Was it worth it here: held-out results of a model at one site, and of training alone. Never leaves the site.
+
+Called by `fedhealth site evaluate`. Test patients are those of the split's test side: no training, no choice of
+settings and no released metric has seen them.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhealth.contracts.data import SplitName
+from fedhealth.contracts.local_training import RoundTask, SiteContext
+from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.data.batch import PatientDataset
+from fedhealth.data.split import split_patients
+from fedhealth.errors import TrainingError
+from fedhealth.models.metrics import auc_interval
+from fedhealth.models.seeds import derive_seed
+from fedhealth.training.learner import Learner, load, spec_of
+from fedhealth.training.supervised import SupervisedTraining, head_store, supervised_options
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import RunPlan, Study
+
+Vector = NDArray[np.float32]
+
+NUM_BOOTSTRAP_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestResult:
+    """Metrics on a site's test patients; None where undefined (AUC with one class, all with no patient).
+
+    `auc_low` and `auc_high` are a 95 % bootstrap interval over patients. The calibration error is not debiased:
+    a perfectly calibrated model shows about 0.05 with 300 patients, and more with fewer.
+    """
+
+    __test__ = False  # not a pytest class, whatever its name looks like
+
+    num_patients: int
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    log_loss: float | None = None
+    brier: float | None = None
+    calibration_error: float | None = None
+
+
+def evaluate_on_test(
+    study: "Study", run: "RunPlan", vector: Vector, site: SiteContext
+) -> TestResult:
+    """Judge a run's global vector on this site's test patients, with the site's private head where it has one.
+
+    Args:
+        study: the study.
+        run: the run whose model `vector` is.
+        vector: the shared tensors, flat, on the run's spec.
+        site: cohort, and the state folder with the private heads.
+
+    Raises:
+        ConfigError: as `SupervisedTraining.open_session`.
+        AggregationError: FH-TENSOR-003 the vector is not on the spec.
+        TrainingError: FH-TRAIN-004 the model's output is not finite, FH-TRAIN-006 the private head is damaged,
+            FH-TRAIN-009 the run has private heads and this site has none.
+        SiteDataError: the cohort does not keep the data contract.
+    """
+    learner = Learner(study, run, device=site.device)
+    load(learner.shared, spec_of(learner.shared).unflatten(vector))
+    if learner.private:
+        newest = head_store(site, run, learner).newest()
+        if newest is None:
+            raise TrainingError(
+                "FH-TRAIN-009",
+                f"this site has no private head of run {run.name!r}.",
+                why="Only a site that took part has one, and a head that was never trained says nothing.",
+                fix="Evaluate a run without personalisation, or take part in this one.",
+            )
+        load(learner.private, newest[1])
+    return _test_result(study, learner, site)
+
+
+def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult:
+    """What this site reaches by itself: the same initial weights, settings and number of rounds, no exchange.
+
+    Nothing is written to the state folder. Site strategies' settings (FedProx) do not apply.
+
+    Raises:
+        TrainingError: FH-TRAIN-004 the training diverged, FH-TRAIN-005 there is no training patient.
+        ConfigError, SiteDataError: as `SupervisedTraining.open_session`.
+    """
+    # Without personalisation everything is in the vector; alone, private and shared are the same.
+    run = run.model_copy(update={"personalisation": "none"})
+    cohort = site.load_cohort()
+    site = SiteContext(
+        site_id=site.site_id,
+        load_cohort=lambda: cohort,
+        state_dir=site.state_dir,
+        cache_dir=site.cache_dir,
+        device=site.device,
+        num_threads=site.num_threads,
+    )
+    method = SupervisedTraining()
+    tensors = method.initial_tensors(study, run)
+    spec = TensorSpec.of(tensors)
+    session = method.open_session(study, run, spec, site)
+    vector = spec.flatten(tensors)
+    for round_number in range(1, run.num_rounds + 1):
+        task = RoundTask(
+            run_name=run.name,
+            round_number=round_number,
+            attempt=1,
+            strategy_config={},
+            is_cancelled=_never,
+        )
+        vector = spec.flatten(session.train(vector, task).tensors)
+    return evaluate_on_test(study, run, vector, site)
+
+
+def _test_result(study: "Study", learner: Learner, site: SiteContext) -> TestResult:
+    options = supervised_options(study)
+    patients = split_patients(site.load_cohort())[SplitName.TEST]
+    dataset = PatientDataset(patients, learner.contract, memory_limit_bytes=0)
+    if len(dataset) == 0:
+        return TestResult(num_patients=0)
+    probabilities = learner.predict(dataset, batch_size=options.evaluation_batch_size)
+    labels = dataset.labels.numpy()
+    found = learner.task.metrics(probabilities, labels)
+    low, high = auc_interval(
+        probabilities,
+        labels,
+        num_resamples=NUM_BOOTSTRAP_RESAMPLES,
+        seed=derive_seed(study.seed, "bootstrap", site.site_id),
+    ) or (None, None)
+    return TestResult(
+        num_patients=len(dataset),
+        auc=found.get("auc"),
+        auc_low=low,
+        auc_high=high,
+        log_loss=found.get("log_loss"),
+        brier=found.get("brier"),
+        calibration_error=found.get("calibration_error"),
+    )
+
+
+def _never() -> bool:
+    return False
