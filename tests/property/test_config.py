@@ -14,7 +14,7 @@ from fedhealth.config.template import template_path
 
 BLANK_TEXT = template_path("blank").read_text("utf-8")
 BLANK = load_study(template_path("blank"))
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=40)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=40)
 WORDS = st.sampled_from(
     ["no", "1e3", "0x1", "~", "null", "2024-01-01", "1:30", "- a", "a: b", "*x"]
 )
