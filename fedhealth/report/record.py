@@ -1,0 +1,294 @@
+"""The record of one round: a closed schema without free text, from which report pages are made.
+
+The server writes one when a round closes. No field can hold a sentence: every string is an enum, a digest, an
+id or a bounded pattern, so that nothing about a patient can travel in it. `record_digest` is the SHA-256 of
+the file's bytes.
+"""
+
+import hashlib
+from collections import Counter
+from enum import StrEnum
+from math import prod
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.metrics import METRIC_RANGES
+from fedhealth.evidence.signing import canonical_json as _canonical_json
+from fedhealth.report.attestation import Attestation
+
+SCHEMA: Literal["fedhealth/round-record/v1"] = "fedhealth/round-record/v1"
+RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
+
+P, S, A, D, N = (
+    Attestation.PROVEN,
+    Attestation.SERVER_OBSERVED,
+    Attestation.SITE_ATTESTED,
+    Attestation.DECLARED,
+    Attestation.NOT_EVIDENCED,
+)
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SlugId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
+PluginName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+DecimalId = Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]
+"""Flower run ids are uint64, which JSON numbers cannot hold."""
+UtcTime = Annotated[
+    str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$")
+]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,10}){1,3}([-+.a-z0-9]{1,40})?$")]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+MetricName = Literal["auc", "accuracy", "log_loss", "brier", "calibration_error", "train_loss"]
+Metrics = dict[MetricName, float]
+
+
+class VoidReason(StrEnum):
+    """Why a round gave no new model."""
+
+    MINIMUM_COHORT = "minimum_cohort"
+    AGGREGATION_FAILED = "aggregation_failed"
+    INTERRUPTED = "interrupted"
+
+
+class SiteStatus(StrEnum):
+    """What became of a site in a round. `unused`: it answered, but the round was void."""
+
+    CONTRIBUTED = "contributed"
+    UNUSED = "unused"
+    DROPPED = "dropped"
+    NOT_INVITED = "not_invited"
+
+
+class NotEvidenced(StrEnum):
+    """What this record says nothing about."""
+
+    PRIVACY_ACCOUNTING = "privacy_accounting"
+    SECURE_AGGREGATION = "secure_aggregation"
+    SIGNATURES_IN_RECORD = "signatures_in_record"
+    TAMPER_EVIDENT_LOG = "tamper_evident_log"
+    COUNTERSIGNATURES = "countersignatures"
+    DATA_QUALITY = "data_quality"
+    LABEL_TRUTH = "label_truth"
+    DATA_USED_IS_DATA_DECLARED = "data_used_is_data_declared"
+    OTHER_OUTBOUND_PATHS = "other_outbound_paths"
+    REIDENTIFICATION_FROM_MODEL = "reidentification_from_model"
+    CLINICAL_SAFETY = "clinical_safety"
+    ABSENCE_OF_BIAS = "absence_of_bias"
+    LAWFULNESS_OF_PROCESSING = "lawfulness_of_processing"
+    CONSENT = "consent"
+
+
+class Closed(BaseModel):
+    """Base: no unknown field, nothing mutable, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorFact(Closed):
+    """One tensor of the model that travels; `offset` counts elements in the flat vector."""
+
+    name: Annotated[TensorName, S]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=8), S]
+    offset: Annotated[int, Field(ge=0, le=2**40), S]
+    dtype: Annotated[Literal["float32"], S] = "float32"
+
+
+class SiteFact(Closed):
+    """One site in one round. Byte counts are None where nothing measured them."""
+
+    site_id: Annotated[SlugId, D]
+    key_id: Annotated[Hex64, S]
+    status: Annotated[SiteStatus, S]
+    drop_code: Annotated[DropCode | None, S] = None
+    contribution_sha256: Annotated[Hex64 | None, S] = None
+    declared_train_size: Annotated[Count, D]
+    update_bytes: Annotated[Count, S] = 0
+    wire_bytes_in: Annotated[Count | None, S] = None
+    wire_bytes_out: Annotated[Count | None, S] = None
+    answered_after_s: Annotated[Seconds | None, S] = None
+    train_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
+    evaluate_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.drop_code is not None) != (self.status is SiteStatus.DROPPED):
+            raise ValueError("a dropped site has a drop code, and no other site has one")
+        _check_ranges(self.train_metrics)
+        _check_ranges(self.evaluate_metrics)
+        return self
+
+
+class Timings(Closed):
+    """Seconds that the server spent. `exchange_s` is from the first message out to the last answer in."""
+
+    gather_s: Annotated[Seconds, S] = 0.0
+    exchange_s: Annotated[Seconds, S] = 0.0
+    aggregate_s: Annotated[Seconds, S] = 0.0
+    checkpoint_s: Annotated[Seconds, S] = 0.0
+    total_s: Annotated[Seconds, S] = 0.0
+
+
+class Versions(Closed):
+    """What ran at the server."""
+
+    fedhealth: Annotated[Version, S]
+    flwr: Annotated[Version, S]
+
+
+class RoundRecord(Closed):
+    """Everything that a round's report is made from."""
+
+    schema_id: Annotated[Literal["fedhealth/round-record/v1"], P] = SCHEMA
+    study_id: Annotated[SlugId, D]
+    study_sha256: Annotated[Hex64, P]
+    run_name: Annotated[SlugId, D]
+    flower_run_id: Annotated[DecimalId, S]
+    round_number: Annotated[int, Field(ge=1, le=1_000_000), S]
+    attempt: Annotated[int, Field(ge=1, le=1_000_000), S]
+    kind: Annotated[Literal["train", "evaluate"], S]
+    status: Annotated[Literal["complete", "void"], S]
+    void_reason: Annotated[VoidReason | None, S] = None
+    opened_at: Annotated[UtcTime, S]
+    closed_at: Annotated[UtcTime, S]
+    deadline_s: Annotated[Seconds, D]
+    timings: Timings
+    manifest_sha256: Annotated[Hex64, S]
+    model_in_sha256: Annotated[Hex64, S]
+    model_out_sha256: Annotated[Hex64, S]
+    tensor_spec_sha256: Annotated[Hex64, P]
+    tensors: tuple[TensorFact, ...] = Field(min_length=1, max_length=20_000)
+    num_parameters: Annotated[Count, P]
+    strategy: Annotated[PluginName, D]
+    strategy_config: Annotated[dict[Literal["proximal_mu"], float], S] = Field(default_factory=dict)
+    personalisation: Annotated[Literal["none", "private_head"], D]
+    min_cohort: Annotated[int, Field(ge=2, le=1000), D]
+    sites: tuple[SiteFact, ...] = Field(min_length=1, max_length=1000)
+    aggregate_train_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
+    aggregate_evaluate_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
+    versions: Versions
+    not_evidenced: Annotated[tuple[NotEvidenced, ...], N] = tuple(NotEvidenced)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_spec(self)
+        _check_outcome(self)
+        _check_ranges(self.aggregate_train_metrics)
+        _check_ranges(self.aggregate_evaluate_metrics)
+        if len({site.site_id for site in self.sites}) != len(self.sites):
+            raise ValueError("a site is listed twice")
+        if len(set(self.not_evidenced)) != len(self.not_evidenced):
+            raise ValueError("not_evidenced repeats")
+        return self
+
+    def count(self, status: SiteStatus) -> int:
+        """How many sites have that status."""
+        return sum(site.status is status for site in self.sites)
+
+
+class RoundLine(Closed):
+    """One round in the record of a run, by digest."""
+
+    round_number: Annotated[int, Field(ge=1, le=1_000_000), S]
+    attempt: Annotated[int, Field(ge=1, le=1_000_000), S]
+    kind: Annotated[Literal["train", "evaluate"], S]
+    status: Annotated[Literal["complete", "void"], S]
+    record_sha256: Annotated[Hex64, P]
+    model_out_sha256: Annotated[Hex64, S]
+    contributed: Annotated[Count, S]
+    dropped: Annotated[Count, S]
+
+
+class RunRecord(Closed):
+    """The rounds of a run, derived from their records: it says nothing that they do not."""
+
+    schema_id: Annotated[Literal["fedhealth/run-record/v1"], P] = RUN_SCHEMA
+    study_id: Annotated[SlugId, D]
+    study_sha256: Annotated[Hex64, P]
+    run_name: Annotated[SlugId, D]
+    rounds: tuple[RoundLine, ...] = Field(min_length=1)
+
+
+def run_record(records: "list[RoundRecord] | tuple[RoundRecord, ...]") -> RunRecord:
+    """The run's record from its rounds, which are put in order.
+
+    Raises:
+        ValueError: none, or rounds of several runs or studies.
+    """
+    if len({(r.study_id, r.study_sha256, r.run_name) for r in records}) != 1:
+        raise ValueError("the rounds must be of one run of one study")
+    ordered = sorted(records, key=round_order)
+    first = ordered[0]
+    return RunRecord(
+        study_id=first.study_id,
+        study_sha256=first.study_sha256,
+        run_name=first.run_name,
+        rounds=tuple(_line(record) for record in ordered),
+    )
+
+
+def round_order(record: RoundRecord) -> tuple[int, int, bool]:
+    """Sorts rounds as they happened: by round, attempt, and training before the closing evaluation."""
+    return (record.round_number, record.attempt, record.kind == "evaluate")
+
+
+def canonical_json(model: Closed) -> bytes:
+    """RFC 8785 bytes: the same record gives the same bytes everywhere."""
+    return _canonical_json(model.model_dump(mode="json"))
+
+
+def record_digest(model: Closed) -> str:
+    """SHA-256 of `canonical_json`, in hex."""
+    return hashlib.sha256(canonical_json(model)).hexdigest()
+
+
+def tensor_spec_digest(tensors: tuple[TensorFact, ...]) -> str:
+    """SHA-256 of the canonical JSON of a tensor list, in hex: the model's shape in one value."""
+    rows = [tensor.model_dump(mode="json") for tensor in tensors]
+    return hashlib.sha256(_canonical_json(rows)).hexdigest()
+
+
+def _line(record: RoundRecord) -> RoundLine:
+    return RoundLine(
+        round_number=record.round_number,
+        attempt=record.attempt,
+        kind=record.kind,
+        status=record.status,
+        record_sha256=record_digest(record),
+        model_out_sha256=record.model_out_sha256,
+        contributed=record.count(SiteStatus.CONTRIBUTED),
+        dropped=record.count(SiteStatus.DROPPED),
+    )
+
+
+def _check_ranges(metrics: Metrics) -> None:
+    for name, value in metrics.items():
+        low, high = METRIC_RANGES[name]
+        if not low <= value <= high:
+            raise ValueError(f"{name} is out of its range")
+
+
+def _check_spec(record: RoundRecord) -> None:
+    if max(Counter(tensor.name for tensor in record.tensors).values()) > 1:
+        raise ValueError("a tensor is listed twice")
+    if record.num_parameters != sum(prod(tensor.shape) for tensor in record.tensors):
+        raise ValueError("num_parameters is not the sum over the tensors")
+    if record.tensor_spec_sha256 != tensor_spec_digest(record.tensors):
+        raise ValueError("tensor_spec_sha256 is not the digest of the tensors")
+
+
+def _check_outcome(record: RoundRecord) -> None:
+    contributed = record.count(SiteStatus.CONTRIBUTED)
+    is_void = record.status == "void"
+    if is_void != (record.void_reason is not None):
+        raise ValueError("a void round has a reason, and no other round has one")
+    if (is_void or record.kind == "evaluate") and record.model_in_sha256 != record.model_out_sha256:
+        raise ValueError("a void round or an evaluation leaves the model as it was")
+    if is_void and contributed:
+        raise ValueError("no site contributes to a void round")
+    if not is_void and contributed < record.min_cohort:
+        raise ValueError("a complete round has at least the minimum cohort")
+    if not is_void and record.count(SiteStatus.UNUSED):
+        raise ValueError("a complete round uses every answer")
