@@ -44,11 +44,12 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check a study file and the plug-ins it names. Exit 3 if it cannot run."""
-    from fedhealth.config.check import check_study, require_no_errors
+    from fedhealth.cli.study_check import check_whole_study
+    from fedhealth.config.check import require_no_errors
     from fedhealth.config.load import load_study, study_digest
 
     loaded = load_study(study)
-    findings = check_study(loaded, build=build)
+    findings = check_whole_study(loaded, build=build)
     for finding in findings:
         say(f"{finding.level}: {finding.code} {finding.text}")
     require_no_errors(study, findings)

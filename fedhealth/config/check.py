@@ -1,13 +1,15 @@
-"""What `fedhealth study check` says beyond the file's form: plug-ins, options, and whether to federate at all."""
+"""What `fedhealth study check` says beyond the file's form: plug-ins, limits, and whether to federate at all.
 
-import inspect
-from collections.abc import Iterator
+Options of strategies are checked by `cli.study_check`, since strategies are Flower's.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fedhealth import plugins
-from fedhealth.config.study import RunPlan, Study
+from fedhealth.config.study import Study
 from fedhealth.errors import ConfigError
 
 SMALL_COHORT = 3
@@ -26,10 +28,13 @@ class Finding:
 def check_study(study: Study, *, build: bool = False) -> list[Finding]:
     """All findings, errors first. `build` also builds the model of every run, which imports torch."""
     findings = [*_plugins(study), *_federation(study), *_release(study), *_pooling(study)]
-    for run in study.runs:
-        findings += [*_strategy(run), *_personalisation(run)]
-    if build and not any(f.level == "error" for f in findings):
+    if build and not any(finding.level == "error" for finding in findings):
         findings += _build(study)
+    return in_order(findings)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes."""
     order = ("error", "warning", "note")
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
@@ -66,37 +71,6 @@ def _plugins(study: Study) -> Iterator[Finding]:
             plugins.find(group, name)
         except ConfigError as error:
             yield _error(error.code, f"{error.what} {error.why} {error.fix}")
-
-
-def _strategy(run: RunPlan) -> Iterator[Finding]:
-    """Options by the constructor's signature. Importing a strategy imports flwr, but not torch."""
-    name, options = run.strategy.name, run.strategy.options
-    where = f"runs.{run.name}.strategy"
-    try:
-        factory = plugins.load("fedhealth.strategies", name)
-        parameters = inspect.signature(factory).parameters
-    except ConfigError as error:
-        if error.code == "FH-CONFIG-012":
-            text = f"{where}: options of {name!r} are not checked here. {error.what} {error.fix}"
-            yield Finding(level="warning", code="FH-CONFIG-020", text=text)
-        return
-    except (TypeError, ValueError):  # no signature to read: the strategy checks for itself
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for unknown in sorted(set(options) - set(parameters)):
-        text = f"{where}: {name!r} has no option {unknown!r}; it has: {', '.join(parameters) or 'none'}."
-        yield _error("FH-CONFIG-021", text)
-    required = {n for n, p in parameters.items() if p.default is p.empty}
-    for missing in sorted(required - set(options)):
-        yield _error("FH-CONFIG-022", f"{where}: {name!r} needs the option {missing!r}.")
-
-
-def _personalisation(run: RunPlan) -> Iterator[Finding]:
-    is_private = run.personalisation == "private_head"
-    if run.strategy.name == "fedper" and not is_private:
-        text = f"runs.{run.name}: fedper keeps the head at the site. Write personalisation: private_head."
-        yield _error("FH-CONFIG-023", text)
 
 
 def _federation(study: Study) -> Iterator[Finding]:

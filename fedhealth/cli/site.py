@@ -1,0 +1,167 @@
+"""`fedhealth site`: what a hospital does."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedhealth.cli.output import JsonOption, emit_json, new_app, say, table
+
+app = new_app("Join a study, train in its rounds, keep the results.")
+
+HomeOption = Annotated[Path, typer.Option("--home", help="The site's home folder.")]
+StudyOption = Annotated[
+    str | None, typer.Option("--study", help="Study id, when the home holds several.")
+]
+
+
+@app.command()
+def init(  # noqa: PLR0917 - typer passes options by name
+    invite: Annotated[Path, typer.Option(help="The invitation.json of the coordinator.")],
+    home: HomeOption,
+    site_id: Annotated[
+        str | None, typer.Option(help="Public id of this site, such as st-mary.")
+    ] = None,
+    package: Annotated[str | None, typer.Option(help="Site package that reads the cohort.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the package, NAME=VALUE; may be repeated.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with this site's data.")] = None,
+    train_size: Annotated[
+        int | None, typer.Option(help="Public number of training patients (rounded if you like).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make this site's keys and its join request. Keys never leave; compare fingerprints by telephone."""
+    from fedhealth.cli.site_settings import settings_from_options
+    from fedhealth.evidence.signing import fingerprint
+    from fedhealth.site.enrolment import init_site
+    from fedhealth.site.home import SiteHome
+
+    settings = settings_from_options(site_id, package, option or [], data_dir, train_size)
+    done = init_site(SiteHome(home.resolve()), invite, settings)
+    say(f"Site {done.site_id}, study {done.study_id}: {done.study_title}")
+    say(f"Site key   {fingerprint(done.site_key_id)}")
+    say(f"Server key {fingerprint(done.server_key_id)}  <- compare with the coordinator")
+    say(f"Send the coordinator {done.request_path}")
+    if json:
+        emit_json(
+            "site-init",
+            {
+                "site_id": done.site_id,
+                "study_id": done.study_id,
+                "request": str(done.request_path),
+                "site_key_id": done.site_key_id,
+                "server_key_id": done.server_key_id,
+            },
+        )
+
+
+@app.command()
+def join(
+    admission: Annotated[Path, typer.Argument(help="The admission of the coordinator.")],
+    home: HomeOption,
+    json: JsonOption = False,
+) -> None:
+    """Pin the coordinator's admission. Example: fedhealth site join st-mary.json --home site."""
+    from fedhealth.evidence.signing import fingerprint
+    from fedhealth.site.enrolment import join as join_study
+    from fedhealth.site.home import SiteHome, load_pinned
+
+    site_home = SiteHome(home.resolve())
+    done = join_study(site_home, admission)
+    pinned = load_pinned(site_home, done.study_id)
+    say(f"Joined {done.study_id} as {done.site.site_id}; the server is at {done.address}")
+    say(f"Site key   {fingerprint(done.site.key_id)}")
+    say(f"Server key {fingerprint(pinned.server_key.key_id)}  pinned")
+    say(f"Next: fedhealth site check --home {home}, then fedhealth site start --home {home}")
+    if json:
+        emit_json(
+            "site-join",
+            {
+                "study_id": done.study_id,
+                "site_id": done.site.site_id,
+                "site_key_id": done.site.key_id,
+                "server_key_id": pinned.server_key.key_id,
+            },
+        )
+
+
+@app.command()
+def check(home: HomeOption, study: StudyOption = None, json: JsonOption = False) -> None:
+    """Read the cohort and check it against the study's data contract. Nothing is sent. Exit 4 if wrong."""
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.preflight import check_site
+
+    result = check_site(SiteHome(home.resolve()), study)
+    say(f"Site {result['site_id']}: the cohort keeps the data contract of {result['study_id']}.")
+    say(table(["side", "patients", "by label"], result["table"]))
+    say(table(["modality", "patients without it"], result["missing"]))
+    for warning in result["warnings"]:
+        say(f"note: {warning}")
+    if json:
+        emit_json("site-check", result)
+
+
+@app.command()
+def start(home: HomeOption, study: StudyOption = None) -> None:
+    """Take part in rounds until SIGTERM. Exit 4: wrong data; exit 7: not admitted, or revoked."""
+    from fedhealth.flower.run_site import run_site
+    from fedhealth.site.home import SiteHome
+
+    site_home = SiteHome(home.resolve())
+    code = run_site(site_home, site_home.choose_study(study), say)
+    raise typer.Exit(int(code))
+
+
+@app.command()
+def status(
+    home: HomeOption,
+    study: StudyOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """What this site is doing, and how much left it so far."""
+    from fedhealth.cli.progress import repeat
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.status import read_status
+
+    def show() -> None:
+        now = read_status(SiteHome(home.resolve()), study)
+        if json:
+            emit_json("site-status", now)
+            return
+        say(f"site {now['site_id']}, study {now['study_id']}: {now['state']}")
+        say(f"data zone: {now['isolation'] or 'not running'}; journal: {now['journal_lines']} lines")
+        rows = [[kind, count] for kind, count in now["left"].items()]
+        say(table(["left the site", "messages"], rows))
+
+    repeat(show, forever=watch)
+
+
+@app.command()
+def evaluate(home: HomeOption, study: StudyOption = None, json: JsonOption = False) -> None:
+    """Compare on this site's test patients: trained alone, and each finished run. Stays at the site."""
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.results import RESULT_COLUMNS, evaluate_site
+
+    result = evaluate_site(SiteHome(home.resolve()), study)
+    say(f"Site {result['site_id']}: {result['num_patients']} held-out patients.")
+    say(table(RESULT_COLUMNS, [[row[c] for c in RESULT_COLUMNS] for row in result["rows"]]))
+    if json:
+        emit_json("site-evaluate", result)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the package, such as st-mary.")],
+    folder: Annotated[Path, typer.Option("--in", help="Folder to write it into.")] = Path(),
+    json: JsonOption = False,
+) -> None:
+    """Write a site package to fill in. Example: fedhealth site new st-mary."""
+    from fedhealth.site.new_package import create_site_package
+
+    path = create_site_package(name, folder)
+    say(f"Wrote {path}. Next: read {path / 'README.md'}, then pip install -e {path}")
+    if json:
+        emit_json("site-new", {"path": str(path)})

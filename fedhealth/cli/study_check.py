@@ -1,0 +1,33 @@
+"""The part of `fedhealth study check` that asks the strategies themselves. Imports flwr, but no torch."""
+
+from collections.abc import Iterator
+
+from fedhealth.config.check import Finding, check_study, in_order
+from fedhealth.config.study import Study
+from fedhealth.errors import ConfigError, FedHealthError
+
+NOT_INSTALLED = "FH-CONFIG-010"
+
+
+def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
+    """Findings of `check_study` and of every run's strategy, errors first."""
+    return in_order([*check_study(study, build=build), *_strategies(study)])
+
+
+def _strategies(study: Study) -> Iterator[Finding]:
+    """Make every run's strategy as the server will: unknown options and wrong values show here."""
+    try:
+        from fedhealth.flower.strategy_options import make_strategy
+    except ImportError:
+        text = "options of strategies are not checked: Flower is not installed here (fedhealth[server])."
+        yield Finding(level="warning", code="FH-CONFIG-020", text=text)
+        return
+    for run in study.runs:
+        try:
+            make_strategy(run, min_cohort=study.federation.min_cohort)
+        except FedHealthError as error:
+            if error.code == NOT_INSTALLED:  # `check_study` has said so
+                continue
+            is_wrong = isinstance(error, ConfigError)
+            text = f"runs.{run.name}.strategy: {error.what} {error.why} {error.fix}"
+            yield Finding(level="error" if is_wrong else "warning", code=error.code, text=text)
