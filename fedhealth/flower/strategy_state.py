@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedhealth.errors import AggregationError
 
 State = dict[str, NDArray[np.generic]]
+_NUMERIC = (np.ndarray, np.generic)  # arithmetic turns a 0-d array into a numpy scalar
 
 
 class StrategyState:
@@ -73,10 +74,10 @@ def _flatten(name: str, value: object) -> State:
             return {f"array:{name}": value}
         case ArrayRecord():
             return {f"record:{name}:{key}": array.numpy() for key, array in value.items()}
-        case dict() if all(isinstance(item, np.ndarray) for item in value.values()):
-            return {f"dict:{name}:{key}": item for key, item in value.items()}
-        case list() if all(isinstance(item, np.ndarray) for item in value):
-            return {f"list:{name}:{index}": item for index, item in enumerate(value)}
+        case dict() if all(isinstance(item, _NUMERIC) for item in value.values()):
+            return {f"dict:{name}:{key}": np.asarray(item) for key, item in value.items()}
+        case list() if all(isinstance(item, _NUMERIC) for item in value):
+            return {f"list:{name}:{index}": np.asarray(item) for index, item in enumerate(value)}
         case _:
             raise AggregationError(
                 "FH-STRATEGY-040",
