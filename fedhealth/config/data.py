@@ -18,8 +18,8 @@ from fedhealth.contracts.data import (
 class ColumnConfig(ConfigModel):
     """One column of a table."""
 
-    name: Name
-    dtype: Literal["float", "int", "category"]
+    name: Name = Field(description="Column name in the CSV file.")
+    dtype: Literal["float", "int", "category"] = Field(description="Type of its values.")
     unit: str | None = Field(
         None, max_length=40, description="Unit of measurement, such as mmol/L."
     )
@@ -50,19 +50,23 @@ class ColumnConfig(ConfigModel):
 class TableConfig(ConfigModel):
     """A block of columns."""
 
-    kind: Literal["table"]
-    name: Name
-    columns: tuple[ColumnConfig, ...] = Field(min_length=1, max_length=2000)
+    kind: Literal["table"] = Field(description="A block of columns.")
+    name: Name = Field(description="Name of the modality.")
+    columns: tuple[ColumnConfig, ...] = Field(
+        min_length=1, max_length=2000, description="Columns, in the order the model sees them."
+    )
 
 
 class VolumeConfig(ConfigModel):
     """A 3D image."""
 
-    kind: Literal["volume"]
-    name: Name
+    kind: Literal["volume"] = Field(description="A 3D image.")
+    name: Name = Field(description="Name of the modality.")
     shape: tuple[int, int, int] = Field(description="Voxels along i, j, k.")
-    spacing_mm: tuple[float, float, float]
-    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
+    spacing_mm: tuple[float, float, float] = Field(description="Voxel size along i, j, k.")
+    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = Field(
+        "RAS", description="Direction of the axes, such as RAS or LPS."
+    )
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
@@ -76,16 +80,23 @@ class VolumeConfig(ConfigModel):
 class LabelConfig(ConfigModel):
     """The label column and its codes."""
 
-    column: Name = "label"
-    codes: tuple[int, ...] = Field((0, 1), min_length=2, max_length=100)
+    column: Name = Field("label", description="Column name in the CSV file.")
+    codes: tuple[int, ...] = Field(
+        (0, 1),
+        min_length=2,
+        max_length=100,
+        description="Allowed values; the second is the positive one.",
+    )
 
 
 class SplitConfig(ConfigModel):
     """Patient-level split."""
 
-    train: float = Field(0.7, gt=0, lt=1)
-    validation: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.2, gt=0, lt=1)
+    train: float = Field(0.7, gt=0, lt=1, description="Fraction of patients to train on.")
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="Fraction for the metrics of each round."
+    )
+    test: float = Field(0.2, gt=0, lt=1, description="Fraction held out for `site evaluate`.")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -97,12 +108,21 @@ class SplitConfig(ConfigModel):
 class DataConfig(ConfigModel):
     """What every site's data must look like."""
 
-    patient_id_column: Name = "patient_id"
-    label: LabelConfig = Field(default_factory=LabelConfig)
-    modalities: tuple[Annotated[TableConfig | VolumeConfig, Field(discriminator="kind")], ...] = (
-        Field(min_length=1, max_length=20)
+    patient_id_column: Name = Field("patient_id", description="Column that tells patients apart.")
+    label: LabelConfig = Field(
+        default_factory=lambda: LabelConfig(column="label"), description="What is predicted."
     )
-    split: SplitConfig = Field(default_factory=SplitConfig)
+    modalities: tuple[Annotated[TableConfig | VolumeConfig, Field(discriminator="kind")], ...] = (
+        Field(
+            min_length=1,
+            max_length=20,
+            description="Tables and volumes; a patient may lack any of them.",
+        )
+    )
+    split: SplitConfig = Field(
+        default_factory=lambda: SplitConfig(train=0.7),
+        description="Sides of the patient-level split; they sum to 1.",
+    )
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:

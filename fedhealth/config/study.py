@@ -36,7 +36,9 @@ class TrainingConfig(ConfigModel):
     options: dict[Name, OptionValue] = Field(
         default_factory=dict, description="Options of that training method."
     )
-    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(name="sgd"))
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(name="sgd"), description="Optimiser of every site."
+    )
     batch_size: int = Field(16, ge=1, le=4096, description="Patients a step.")
     local_epochs: int | None = Field(
         None, ge=1, le=1000, description="Passes over the training side."
@@ -85,7 +87,7 @@ class RunPlan(ConfigModel):
     """One training. A study may hold several runs; they are done in order, by the same sites."""
 
     name: Slug = Field(description="Names the run's folder and its reports.")
-    num_rounds: int = Field(ge=1, le=10_000)
+    num_rounds: int = Field(ge=1, le=10_000, description="Rounds with a new model each.")
     strategy: PluginChoice = Field(
         default_factory=lambda: PluginChoice(name="fedavg"),
         description="Aggregation at the server: entry point in fedhealth.strategies.",
@@ -126,16 +128,33 @@ class Study(ConfigModel):
 
     schema_version: Literal[1] = Field(description="Version of this file's format.")
     id: Slug = Field(description="Short id; becomes a folder name.")
-    title: str = Field(min_length=1, max_length=200)
+    title: str = Field(min_length=1, max_length=200, description="One line for people.")
     seed: int = Field(ge=0, lt=2**31, description="Fixes initial weights, splits and batch order.")
-    data: DataConfig
-    task: PluginChoice = Field(default_factory=lambda: PluginChoice(name="binary_classification"))
-    model: PluginChoice = Field(default_factory=lambda: PluginChoice(name="multimodal"))
-    training: TrainingConfig
-    federation: FederationConfig = Field(default_factory=lambda: FederationConfig(min_cohort=2))
-    runs: tuple[RunPlan, ...] = Field(min_length=1, max_length=20)
-    release: ReleaseConfig = Field(default_factory=lambda: ReleaseConfig(metric_digits=3))
-    policy: PoolingPolicy = Field(default_factory=lambda: PoolingPolicy(pooling_allowed=False))
+    data: DataConfig = Field(description="The data contract of every site.")
+    task: PluginChoice = Field(
+        default_factory=lambda: PluginChoice(name="binary_classification"),
+        description="Loss and metrics: entry point in fedhealth.tasks.",
+    )
+    model: PluginChoice = Field(
+        default_factory=lambda: PluginChoice(name="multimodal"),
+        description="Entry point in fedhealth.models.",
+    )
+    training: TrainingConfig = Field(description="Local training.")
+    federation: FederationConfig = Field(
+        default_factory=lambda: FederationConfig(min_cohort=2),
+        description="Minimum cohort and waiting times.",
+    )
+    runs: tuple[RunPlan, ...] = Field(
+        min_length=1, max_length=20, description="Trainings, done in order."
+    )
+    release: ReleaseConfig = Field(
+        default_factory=lambda: ReleaseConfig(metric_digits=3),
+        description="What may leave besides tensors.",
+    )
+    policy: PoolingPolicy = Field(
+        default_factory=lambda: PoolingPolicy(pooling_allowed=False),
+        description="Whether the data could be pooled.",
+    )
 
     @model_validator(mode="after")
     def _distinct_runs(self) -> Self:
