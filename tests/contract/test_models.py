@@ -1,0 +1,39 @@
+from typing import ClassVar
+
+import pytest
+
+from fedhealth.contracts.data import Column, DataContract, SplitPlan, TableModality
+from fedhealth.models.multimodal import build_multimodal
+from fedhealth.testing.model_contract import ModelContract
+
+
+class TestMultimodal(ModelContract):
+    build = staticmethod(build_multimodal)
+
+
+class TestMultimodalFromPhantoms(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"image_weights": "phantom"}
+
+
+class TestMultimodalWithTwoTablesAndTwoOutputs(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"embedding_size": 8, "table_hidden_size": 4}
+    num_outputs = 2
+
+    @pytest.fixture
+    def contract(self) -> DataContract:
+        def table(name: str) -> TableModality:
+            return TableModality(
+                name=name,
+                columns=(Column(name=f"{name}_a", dtype="float", minimum=0.0, maximum=1.0),),
+            )
+
+        return DataContract(
+            patient_id_column="patient_id",
+            label_column="label",
+            label_codes=(0, 1),
+            # Names that are attributes of torch's own containers must do no harm.
+            modalities=(table("keys"), table("values")),
+            split=SplitPlan(train=0.7, validation=0.1, test=0.2, seed=0),
+        )
