@@ -108,7 +108,7 @@ class TensorSpec:
 
 def vector_bytes(vector: NDArray[np.float32]) -> memoryview:
     """The little-endian bytes of a vector: what is hashed and what travels."""
-    return memoryview(np.ascontiguousarray(vector, dtype="<f4")).cast("B")
+    return np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
 
 
 def vector_from_bytes(payload: bytes | bytearray | memoryview) -> NDArray[np.float32]:

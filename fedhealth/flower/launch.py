@@ -140,6 +140,18 @@ def write_clientapp_stub(folder: Path, warm_socket: Path) -> Path:
     return folder
 
 
+def write_serverapp_wrapper(folder: Path, log_dir: Path) -> Path:
+    """Put a `flwr-serverapp` into `folder` that keeps the app's output and ends with SuperExec.
+
+    Flower throws the output of a ServerApp away; the round loop's log and tracebacks are worth keeping.
+    """
+    line = shlex.join([sys.executable, "-I", "-m", "fedhealth.flower.serverapp_process"])
+    log_path = shlex.quote(str(log_dir / "serverapp.log"))
+    text = f'#!/bin/sh\nexec {line} "$@" >>{log_path} 2>&1\n'
+    write_atomically(folder / "flwr-serverapp", text.encode(), mode=0o700)
+    return folder
+
+
 def write_connection(flwr_home: Path, address: str, ca_certificate: Path) -> None:
     """The `config.toml` with which `flwr` finds our SuperLink."""
     text = (

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ def main() -> None:
     """Import once, then fork for each request until the supervisor ends."""
     die_with_parent()
     path = Path(sys.argv[1])
-    import flwr.supernode.cli.flwr_clientapp as entry
+    from flwr.supernode.cli import flwr_clientapp
 
     import fedhealth.flower.client_app  # noqa: F401 - the relay, imported before the forks
 
@@ -38,10 +39,10 @@ def main() -> None:
     while True:
         connection, _ = listener.accept()
         with connection:
-            _serve(connection, listener, entry.flwr_clientapp)
+            _serve(connection, listener, flwr_clientapp)
 
 
-def _serve(connection: socket.socket, listener: socket.socket, run: object) -> None:
+def _serve(connection: socket.socket, listener: socket.socket, run: Callable[[], None]) -> None:
     request = b""
     while not request.endswith(b"\n") and len(request) < MAX_REQUEST_BYTES:
         part = connection.recv(MAX_REQUEST_BYTES)
@@ -56,7 +57,7 @@ def _serve(connection: socket.socket, listener: socket.socket, run: object) -> N
 
 
 def _become_clientapp(
-    arguments: list[str], listener: socket.socket, run: object, server: int
+    arguments: list[str], listener: socket.socket, run: Callable[[], None], server: int
 ) -> None:
     """The child: Flower's own entry point, with the arguments that SuperExec gave. Never returns."""
     status = 1
@@ -66,8 +67,7 @@ def _become_clientapp(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.argv = ["flwr-clientapp", *arguments]
-        if callable(run):
-            run()
+        run()
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1

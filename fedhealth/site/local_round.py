@@ -5,6 +5,7 @@ Nothing here knows about sockets or Flower; `worker.py` calls it and `door.py` s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import LocalSession, Metrics, RoundTask, Vector
@@ -100,8 +101,6 @@ def sign_answer(
     outbound: Outbound, manifest: Manifest, manifest_sha256: str, pinned: Pinned
 ) -> SignedAnswer:
     """The site's statement about what it sends."""
-    is_update = isinstance(outbound, OutboundUpdate)
-    has_metrics = isinstance(outbound, (OutboundUpdate, OutboundMetrics))
     contribution = Contribution(
         study_id=pinned.study.id,
         site_id=pinned.admission.site.site_id,
@@ -110,10 +109,22 @@ def sign_answer(
         round_number=manifest.round_number,
         attempt=manifest.attempt,
         kind=manifest.kind,
-        drop_code=outbound.code if isinstance(outbound, OutboundCode) else None,
-        update_sha256=outbound.digest if is_update else None,
-        num_elements=outbound.num_elements if is_update else 0,
-        train_metrics=dict(outbound.train_metrics) if is_update else {},
-        evaluate_metrics=dict(outbound.evaluate_metrics) if has_metrics else {},
+        **_said_about(outbound),
     )
     return SignedAnswer(outbound=outbound, contribution=contribution.sign(pinned.signing_key))
+
+
+def _said_about(outbound: Outbound) -> dict[str, Any]:
+    """The part of a contribution that depends on what the gate released."""
+    if isinstance(outbound, OutboundUpdate):
+        return {
+            "update_sha256": outbound.digest,
+            "num_elements": outbound.num_elements,
+            "train_metrics": dict(outbound.train_metrics),
+            "evaluate_metrics": dict(outbound.evaluate_metrics),
+        }
+    if isinstance(outbound, OutboundMetrics):
+        return {"num_elements": 0, "evaluate_metrics": dict(outbound.evaluate_metrics)}
+    if isinstance(outbound, OutboundCode):
+        return {"num_elements": 0, "drop_code": outbound.code}
+    raise PermissionError("this outbound type does not answer a manifest")

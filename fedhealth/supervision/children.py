@@ -77,6 +77,10 @@ class Children:
         self._running.append(child)
         return child
 
+    def running(self) -> list[Child]:
+        """Children that were started and not ended by this supervisor."""
+        return list(self._running)
+
     def end(self, child: Child, *, grace_s: float = GRACE_S) -> None:
         """End one child: SIGTERM, then SIGKILL to its whole session after `grace_s`."""
         self._end_all([child], grace_s)

@@ -1,0 +1,314 @@
+"""`fedhealth server run`: gateway, SuperLink, SuperExec and the runs of a study, one after the other."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import httpx
+
+from fedhealth.config.server import ServerConfig
+from fedhealth.config.study import RunPlan, Study
+from fedhealth.durable import exclusive, read_json, write_atomically, write_json
+from fedhealth.errors import (
+    ConfigError,
+    ExitCode,
+    FedHealthError,
+    QuorumError,
+    TransportError,
+    UsageError,
+)
+from fedhealth.flower import launch
+from fedhealth.flower.server_app import HOME_VARIABLE
+from fedhealth.server.home import ServerHome
+from fedhealth.server.roster import RosterLine, read_roster
+from fedhealth.supervision.children import Child, Children
+from fedhealth.supervision.die_with_parent import die_with_parent
+from fedhealth.supervision.ports import free_port, require_free_port
+
+START_S: Final = 90.0
+FLWR_S: Final = 60.0
+ROSTER_POLL_S: Final = 1.0
+
+
+class Progress(Protocol):
+    """Where `server run` tells what happens."""
+
+    def note(self, text: str) -> None:
+        """One line."""
+        ...
+
+    def run_status(self, run: RunPlan, status: dict[str, Any]) -> None:
+        """Where a run stands; called often."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class ServerProcesses:
+    """One running server."""
+
+    home: ServerHome
+    study: Study
+    config: ServerConfig
+    progress: Progress
+    stopping: threading.Event = field(default_factory=threading.Event)
+    children: Children = field(init=False)
+    _environment: dict[str, str] = field(init=False)
+    _registered: dict[str, int] = field(init=False, default_factory=dict)
+    _events_seen: int = field(init=False, default=0)
+    _roster_seen: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.children = Children(self.home.logs)
+        self._environment = launch.flower_environment(
+            self.home.flower / "home", **{HOME_VARIABLE: str(self.home.root)}
+        )
+
+    def run(self) -> None:
+        """Every run that is not complete, in the study's order.
+
+        Raises:
+            QuorumError: the minimum cohort did not come (exit 9).
+            FedHealthError: why a run cannot go on.
+        """
+        open_runs = [run for run in self.study.runs if not self._is_complete(run)]
+        if not open_runs:
+            self.progress.note("every run of this study is complete; reports are in runs/*/reports")
+            return
+        if not read_roster(self.home.roster).admitted:
+            raise UsageError(
+                "FH-USAGE-024",
+                "no site is admitted yet.",
+                fix="Send invitation.json to the hospitals and `fedhealth server admit` their requests.",
+            )
+        try:
+            self._start()
+            for run in open_runs:
+                self._do(run)
+                if self.stopping.is_set():
+                    return
+        finally:
+            self.children.end_all(grace_s=self.config.stop_grace_s)
+
+    def _is_complete(self, run: RunPlan) -> bool:
+        return read_json(self.home.run(run.name).outcome).get("state") == "completed"
+
+    def _start(self) -> None:
+        require_free_port(self.config.listen_host, self.config.port)
+        self.home.live.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(self.home.gateway_events, b"")
+        keys = self.home.keys
+        place = launch.SuperLinkPlace(
+            port=free_port(),
+            ca_certificate=keys / "ca.crt",
+            certificate=keys / "server.crt",
+            key=keys / "server.key",
+            database=self.home.flower / "state.db",
+            secret=launch.new_secret(self.home.live / "superexec.secret"),
+        )
+        launch.write_connection(self.home.flower / "home", place.address, place.ca_certificate)
+        superlink = self.children.start(
+            "superlink", launch.superlink(place), env=self._environment
+        )
+        self._wait_healthy(f"https://{place.address}/health", superlink)
+        bin_folder = launch.write_serverapp_wrapper(self.home.live / "bin", self.home.logs)
+        self.children.start(
+            "superexec",
+            launch.server_superexec(place),
+            env=self._environment | {"PATH": f"{bin_folder}:{self._environment['PATH']}"},
+        )
+        self._reconcile()
+        gateway = self.children.start(
+            "gateway",
+            launch.module(
+                "fedhealth.server.gateway", "--home", self.home.root, "--upstream", str(place.port)
+            ),
+            env=self._environment,
+        )
+        self._wait_healthy(f"https://{_local(self.config)}/health", gateway)
+        self.progress.note(f"listening on {self.config.listen_host}:{self.config.port} (TLS)")
+
+    def _wait_healthy(self, url: str, child: Child) -> None:
+        context = ssl.create_default_context(cafile=str(self.home.keys / "ca.crt"))
+        deadline = time.monotonic() + START_S
+        with httpx.Client(verify=context, trust_env=False) as client:
+            while not self.stopping.is_set():
+                if child.exit_code() is not None or time.monotonic() > deadline:
+                    raise TransportError(
+                        "FH-SERVER-001",
+                        f"{child.name} did not start.",
+                        why="Sites cannot reach the study without it.",
+                        fix=f"Look at {child.log_path}.",
+                    )
+                try:
+                    if client.get(url, timeout=2).is_success:
+                        return
+                except httpx.HTTPError:
+                    self.stopping.wait(0.1)
+
+    def _reconcile(self) -> None:
+        """Make the SuperLink's register of node keys equal to the roster."""
+        roster = read_roster(self.home.roster)
+        path = self.home.flower / "registered.json"
+        registered: dict[str, int] = read_json(path)
+        for line in roster.lines:
+            node_id = registered.get(line.entry.node_key_id)
+            if line.state == "admitted" and node_id is None:
+                registered[line.entry.node_key_id] = self._register(line)
+            elif line.state == "revoked" and node_id is not None:
+                self._flwr("supernode", "unregister", str(node_id), launch.CONNECTION)
+                del registered[line.entry.node_key_id]
+                self.progress.note(f"site {line.entry.site_id} is revoked and cut off")
+            write_json(path, registered)
+
+    def _register(self, line: RosterLine) -> int:
+        key_file = self.home.live / f"{line.entry.site_id}.pub"
+        write_atomically(key_file, line.node_key.encode() + b"\n")
+        answer = self._flwr(
+            "supernode", "register", str(key_file), launch.CONNECTION, "--name", line.entry.site_id
+        )
+        return int(answer["node-id"])
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """Flower's command line, as JSON.
+
+        Raises:
+            TransportError: FH-SERVER-002 it failed.
+        """
+        supervisor = os.getpid()
+        done = subprocess.run(
+            [str(launch.script("flwr")), *arguments, "--format", "json"],
+            env=self._environment,
+            capture_output=True,
+            timeout=FLWR_S,
+            check=False,
+            preexec_fn=lambda: die_with_parent(supervisor),  # noqa: PLW1509 - one-threaded here
+        )
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            answer = {}
+        if done.returncode != 0 or not answer.get("success"):
+            detail = str(answer.get("error-message", ""))[:300]
+            raise TransportError(
+                "FH-SERVER-002",
+                f"`flwr {arguments[0]} {arguments[1]}` failed. {detail}",
+                why="The SuperLink did not accept what the server asked for.",
+                fix=f"Look at {self.home.logs / 'superlink.log'}.",
+            )
+        return answer
+
+    def _do(self, run: RunPlan) -> None:
+        folder = self.home.run(run.name)
+        write_json(folder.outcome, {"state": "submitted"})
+        app = launch.write_thin_app(self.home.flower / "app", version("flwr"))
+        self._flwr("run", str(app), launch.CONNECTION, "--run-config", f'run-name="{run.name}"')
+        self.progress.note(f"run {run.name} submitted: {run.num_rounds} rounds")
+        while not self.stopping.wait(0.2):
+            self._look_after()
+            self.progress.run_status(run, read_json(folder.status))
+            outcome = read_json(folder.outcome)
+            if outcome["state"] in {"completed", "failed", "no_quorum"}:
+                self.progress.run_status(run, read_json(folder.status))
+                raise_failure(outcome)
+                return
+            if outcome["state"] == "running" and not Path(f"/proc/{outcome['pid']}").exists():
+                self._lost(folder.outcome)
+
+    def _lost(self, outcome_path: Path) -> None:
+        time.sleep(0.5)  # its last words may just be on their way
+        if read_json(outcome_path)["state"] == "running":
+            raise TransportError(
+                "FH-SERVER-003",
+                "the server process that runs the rounds was killed.",
+                why="The round at work is lost; completed rounds are checkpointed.",
+                fix="Run `fedhealth server run` again: it goes on from the last checkpoint.",
+            )
+
+    def _look_after(self) -> None:
+        for child in self.children.running():
+            if child.exit_code() is not None:
+                raise TransportError(
+                    "FH-SERVER-004",
+                    f"{child.name} ended with code {child.exit_code()}.",
+                    why="The federation cannot go on without it; completed rounds are checkpointed.",
+                    fix=f"Look at {child.log_path}, then run `fedhealth server run` again.",
+                )
+        changed = self.home.roster.stat().st_mtime
+        if changed != self._roster_seen:
+            self._roster_seen = changed
+            self._reconcile()
+        self._tell_refusals()
+
+    def _tell_refusals(self) -> None:
+        lines = self.home.gateway_events.read_text().splitlines()
+        told: set[str] = set()
+        for line in lines[self._events_seen :]:
+            event = json.loads(line)
+            who = event["site_id"] or f"unknown key {event['node_key_id'][:16]}"
+            text = _EVENT_TEXT.get(event["event"], event["event"]).format(who=who, **event)
+            if text not in told:
+                self.progress.note(text)
+            told.add(text)
+        self._events_seen = len(lines)
+
+
+_EVENT_TEXT: Final = {
+    "site_not_admitted": "refused: {who} is not admitted ({state}); admit its request or ignore it",
+    "body_too_large": "refused: {who} sent more than max_body_mb allows",
+    "timeout": "cut off: a request of {who} took longer than request_timeout_s",
+}
+
+
+def _local(config: ServerConfig) -> str:
+    host = "127.0.0.1" if config.listen_host in {"0.0.0.0", "::"} else config.listen_host  # noqa: S104 - a comparison
+    return f"{host}:{config.port}"
+
+
+def raise_failure(outcome: dict[str, Any]) -> None:
+    """Raise what the ServerApp wrote; nothing when the run completed."""
+    if outcome["state"] == "completed":
+        return
+    kind: type[FedHealthError] = {
+        ExitCode.NO_QUORUM: QuorumError,
+        ExitCode.CONFIG: ConfigError,
+    }.get(ExitCode(outcome["exit_code"]), FedHealthError)
+    raise kind(outcome["code"], outcome["what"], why=outcome["why"], fix=outcome["fix"])
+
+
+def run_server(home: ServerHome, progress: Progress) -> int:
+    """Run the study until it is complete, SIGTERM or SIGINT; leaves no process behind.
+
+    Returns:
+        Exit code: 0 complete or after SIGTERM, 130 after SIGINT.
+
+    Raises:
+        FedHealthError: why the study cannot go on; completed rounds are checkpointed.
+    """
+    study, config = home.require()
+    with exclusive(home.root / "lock", what=f"the server of study {study.id}"):
+        server = ServerProcesses(home=home, study=study, config=config, progress=progress)
+        received: list[int] = []
+
+        def stop(number: int, _frame: object) -> None:
+            received.append(number)
+            server.stopping.set()
+
+        previous: dict[int, Callable[..., Any] | int | None] = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, stop)
+        try:
+            server.run()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return ExitCode.INTERRUPTED if signal.SIGINT in received else ExitCode.OK
+

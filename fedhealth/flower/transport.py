@@ -1,0 +1,106 @@
+"""Messages to sites and back over Flower's grid, one reply in memory at a time.
+
+`grid.send_and_receive` keeps all replies and sleeps three seconds between questions; here every outstanding
+message is asked for by itself, often, and given on at once (research of Flower 1.41: `docs/adr/0006`).
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.errors import EvidenceError
+from fedhealth.evidence.signing import Envelope
+from fedhealth.flower.wire import WireReply, pack, unpack_reply
+from fedhealth.server.roster import Roster, RosterLine
+from fedhealth.server.round_loop import RawReply
+
+log = logging.getLogger("fedhealth.server")
+POLL_S: Final = 0.05
+LATE_S: Final = 1.0  # a relay answers up to a second before the time to live; then comes the way back
+
+
+class FlowerTransport:
+    """`RoundTransport` over a Flower grid."""
+
+    def __init__(self, grid: Grid, read_roster: Callable[[], Roster]) -> None:
+        self._grid = grid
+        self._read_roster = read_roster
+
+    def roster(self) -> Sequence[RosterLine]:
+        """Admitted sites; read anew each time, since a site may be admitted or revoked meanwhile."""
+        return self._read_roster().admitted
+
+    def connected(self) -> set[str]:
+        """Admitted sites whose node is online."""
+        return set(self._nodes())
+
+    def exchange(
+        self, sites: Sequence[str], envelope: Envelope, payload: bytes, *, ttl_s: float, kind: str
+    ) -> Iterator[RawReply]:
+        """Push one message per site (the same bytes), then give replies as they come."""
+        nodes = self._nodes()
+        content = pack(envelope, payload)
+        message_type = MessageType.TRAIN if kind == "train" else MessageType.EVALUATE
+        begin = time.monotonic()
+        outstanding: dict[str, str] = {}
+        for site_id in sites:
+            if site_id not in nodes:
+                yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
+                continue
+            message = Message(content, nodes[site_id], message_type, ttl=ttl_s)
+            (message_id,) = self._grid.push_messages([message])
+            if message_id:
+                outstanding[message_id] = site_id
+            else:
+                yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
+        del content
+        while outstanding and time.monotonic() - begin < ttl_s + LATE_S:
+            for message_id in list(outstanding):
+                for message in self._grid.pull_messages([message_id]):
+                    yield _raw_reply(message, outstanding.pop(message_id), begin)
+            time.sleep(POLL_S)
+        for site_id in outstanding.values():
+            yield _dropped(site_id, DropCode.DEADLINE, begin)
+
+    def _nodes(self) -> dict[str, int]:
+        """Site id to node id, by the key that the SuperLink authenticated."""
+        by_key = {line.entry.node_key_id: line.entry.site_id for line in self.roster()}
+        nodes = {}
+        for node in self._grid.get_nodes():
+            site_id = by_key.get(hashlib.sha256(node.public_key).hexdigest())
+            if site_id is not None:
+                nodes[site_id] = node.node_id
+        return nodes
+
+
+def _raw_reply(message: Message, site_id: str, begin: float) -> RawReply:
+    if message.has_error():
+        # Flower's error reasons are free text from a site's process: only the fact is kept.
+        return _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
+    try:
+        reply = unpack_reply(message.content)
+    except EvidenceError:
+        reply = WireReply(envelope=None, code=DropCode.PROTOCOL, payload=b"")
+    return RawReply(
+        site_id=site_id,
+        envelope=reply.envelope,
+        code=reply.code,
+        payload=reply.payload,
+        answered_after_s=round(time.monotonic() - begin, 3),
+    )
+
+
+def _dropped(site_id: str, code: DropCode, begin: float) -> RawReply:
+    return RawReply(
+        site_id=site_id,
+        envelope=None,
+        code=code,
+        payload=b"",
+        answered_after_s=round(time.monotonic() - begin, 3),
+    )

@@ -1,0 +1,65 @@
+"""Writes what happens in a run the moment it happens: status for people, record and report for the DPO."""
+
+import json
+import logging
+import socket
+from importlib.metadata import version
+
+from fedhealth.config.study import RunPlan, Study
+from fedhealth.contracts.codes import DropCode
+from fedhealth.durable import read_json, write_json
+from fedhealth.evidence.statements import Manifest
+from fedhealth.server.home import ServerHome
+from fedhealth.server.round_loop import RoundOutcome, SiteOutcome
+
+log = logging.getLogger("fedhealth.server")
+
+
+class Recorder:
+    """`RunRecorder` on the server's files."""
+
+    def __init__(self, home: ServerHome, study: Study, run: RunPlan) -> None:
+        self._home = home
+        self._study = study
+        self._run = run
+        self._folder = home.run(run.name)
+        self._status = read_json(self._folder.status) or {
+            "rounds_done": 0,
+            "doing": "waiting for sites",
+        }
+
+    def waiting(self, present: int, wanted: int) -> None:
+        """The cohort is not there yet."""
+        self._say(f"{present} of {wanted} sites are there")
+
+    def opened(self, manifest: Manifest) -> None:
+        """A round begins: its number and attempt are on disk before any site is asked."""
+        self._status |= {"round_number": manifest.round_number, "attempt": manifest.attempt}
+        self._answers = dict.fromkeys((m.site_id for m in manifest.cohort), "working")
+        self._show(manifest)
+
+    def answered(self, manifest: Manifest, outcome: SiteOutcome) -> None:
+        """A site answered."""
+        site_id = outcome.line.entry.site_id
+        self._answers[site_id] = outcome.drop_code.value if outcome.drop_code else "done"
+        self._show(manifest)
+
+    def closed(self, outcome: RoundOutcome) -> None:
+        """A round ended: write the record and its pages now."""
+        manifest = outcome.manifest
+        if outcome.status == "complete" and manifest.kind == "train":
+            self._status |= {
+                "rounds_done": manifest.round_number,
+                "model_sha256": outcome.model_out_sha256,
+            }
+        self._say(f"round {manifest.round_number} {outcome.status}")
+
+    def _show(self, manifest: Manifest) -> None:
+        what = "evaluating" if manifest.kind == "evaluate" else f"round {manifest.round_number}"
+        sites = ", ".join(f"{site} {state}" for site, state in self._answers.items())
+        self._say(f"{what}: {sites}")
+
+    def _say(self, doing: str) -> None:
+        if self._status.get("doing") != doing:
+            self._status["doing"] = doing
+            write_json(self._folder.status, self._status)
