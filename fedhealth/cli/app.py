@@ -89,6 +89,8 @@ def main() -> None:
 
 
 def _invoke(arguments: Sequence[str]) -> int:
+    # Typer escapes "[required]" for rich where rich is installed, also in plain help, and imports it for that.
+    typer.core.HAS_RICH = False
     try:
         code = typer.main.get_command(app).main(
             list(arguments), prog_name="fedhealth", standalone_mode=False

@@ -9,15 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 
-class PlainGroup(TyperGroup):
-    """A group that leaves "Did you mean" to click: typer would say it a second time."""
-
-    def __init__(self, **attrs: Any) -> None:  # noqa: ANN401 - click's own signature
-        super().__init__(**attrs)
-        self.suggest_commands = False
-
-
-class LazyGroup(PlainGroup):
+class LazyGroup(TyperGroup):
     """Shows `members` in help from their one-line texts; imports a member's module when it runs.
 
     `members` maps a command's name to (module, one-line help). The module has `app: typer.Typer`; with

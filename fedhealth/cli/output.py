@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from fedhealth.cli.lazy import PlainGroup
 from fedhealth.config.base import LogLevel
 from fedhealth.errors import FedHealthError
 
@@ -34,7 +33,6 @@ class GlobalOptions:
 def new_app(help_text: str) -> typer.Typer:
     """A command group in the house style: plain help (importing rich takes 0.1 s), no completion options."""
     return typer.Typer(
-        cls=PlainGroup,
         help=help_text,
         no_args_is_help=True,
         add_completion=False,

@@ -32,7 +32,7 @@ def test_what_an_auditor_runs_imports_no_heavy_library(room: str, tmp_path: Path
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["study", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["study", "check", "--help"]])
 def test_help_and_version_import_no_heavy_library_and_no_rich(
     arguments: list[str], tmp_path: Path
 ) -> None:

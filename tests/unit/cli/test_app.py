@@ -59,6 +59,17 @@ def test_a_wrong_command_line_exits_2_and_points_to_help(
     assert captured.out == ""
 
 
+def test_a_misspelt_command_is_told_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, wanted in ((["stduy"], "study"), (["study", "chek"], "check")):
+        assert cli.run(arguments) == ExitCode.USAGE
+        assert f"Did you mean '{wanted}'" in capsys.readouterr().err
+
+
+def test_help_of_a_command_describes_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["study", "check", "--help"]) == ExitCode.OK
+    assert "STUDY.yaml  The study file.  [required]" in capsys.readouterr().out
+
+
 def test_no_command_shows_help_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == ExitCode.USAGE
     assert "Usage: fedhealth" in capsys.readouterr().err
