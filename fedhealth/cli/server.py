@@ -32,7 +32,12 @@ def init(
 
     method = load_training_method(load_study(study).training.name)
     made = init_server(
-        ServerHome(home.resolve()), study, host=host, listen_host=listen_host, port=port, method=method
+        ServerHome(home.resolve()),
+        study,
+        host=host,
+        listen_host=listen_host,
+        port=port,
+        method=method,
     )
     say(f"Study {made.study.id}, digest {made.study_sha256}")
     say(f"Server key {fingerprint(made.server_key_id)}")

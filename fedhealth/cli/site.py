@@ -132,7 +132,9 @@ def status(
             emit_json("site-status", now)
             return
         say(f"site {now['site_id']}, study {now['study_id']}: {now['state']}")
-        say(f"data zone: {now['isolation'] or 'not running'}; journal: {now['journal_lines']} lines")
+        say(
+            f"data zone: {now['isolation'] or 'not running'}; journal: {now['journal_lines']} lines"
+        )
         rows = [[kind, count] for kind, count in now["left"].items()]
         say(table(["left the site", "messages"], rows))
 

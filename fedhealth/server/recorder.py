@@ -1,15 +1,14 @@
 """Writes what happens in a run the moment it happens: status for people, record and report for the DPO."""
 
-import json
 import logging
-import socket
-from importlib.metadata import version
 
 from fedhealth.config.study import RunPlan, Study
-from fedhealth.contracts.codes import DropCode
 from fedhealth.durable import read_json, write_json
 from fedhealth.evidence.statements import Manifest
+from fedhealth.report.write import write_round
 from fedhealth.server.home import ServerHome
+from fedhealth.server.records import read_wire_bytes, round_record, since
+from fedhealth.server.roster import read_roster
 from fedhealth.server.round_loop import RoundOutcome, SiteOutcome
 
 log = logging.getLogger("fedhealth.server")
@@ -23,6 +22,8 @@ class Recorder:
         self._study = study
         self._run = run
         self._folder = home.run(run.name)
+        self._answers: dict[str, str] = {}
+        self._wire: dict[str, tuple[int, int]] = {}
         self._status = read_json(self._folder.status) or {
             "rounds_done": 0,
             "doing": "waiting for sites",
@@ -35,6 +36,7 @@ class Recorder:
     def opened(self, manifest: Manifest) -> None:
         """A round begins: its number and attempt are on disk before any site is asked."""
         self._status |= {"round_number": manifest.round_number, "attempt": manifest.attempt}
+        self._wire = read_wire_bytes(self._home.wire_counters)
         self._answers = dict.fromkeys((m.site_id for m in manifest.cohort), "working")
         self._show(manifest)
 
@@ -47,6 +49,17 @@ class Recorder:
     def closed(self, outcome: RoundOutcome) -> None:
         """A round ended: write the record and its pages now."""
         manifest = outcome.manifest
+        wire = since(read_wire_bytes(self._home.wire_counters), self._wire)
+        roster = read_roster(self._home.roster).admitted
+        record = round_record(outcome, self._run, roster, wire)
+        write_round(self._folder.reports, record)
+        log.info(
+            "round closed run=%s round=%d attempt=%d status=%s",
+            self._run.name,
+            manifest.round_number,
+            manifest.attempt,
+            outcome.status,
+        )
         if outcome.status == "complete" and manifest.kind == "train":
             self._status |= {
                 "rounds_done": manifest.round_number,

@@ -4,7 +4,6 @@ It knows no Flower: `RoundTransport` carries messages, an `Aggregator` folds upd
 happened. A round ends in one of two ways: complete (a new model) or void (the model unchanged, and said so).
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,10 @@ from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.aggregation import Aggregate, Aggregator, SiteReply
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import vector_bytes, vector_digest
-from fedhealth.errors import AggregationError, QuorumError
+from fedhealth.errors import AggregationError, FedHealthError, QuorumError
 from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import CohortMember, Contribution, Manifest, manifest_tensors
+from fedhealth.report.record import VoidReason
 from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
@@ -77,7 +77,7 @@ class RoundOutcome:
     manifest: Manifest
     manifest_sha256: str
     status: Literal["complete", "void"]
-    void_reason: str | None
+    void_reason: VoidReason | None
     model_out_sha256: str
     sites: list[SiteOutcome]
     aggregate: Aggregate | None
@@ -156,10 +156,14 @@ class RoundLoop:
         if len(contributed) < manifest.min_cohort:
             spool.clear()
             void = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
-            void.status, void.void_reason = "void", "minimum_cohort"
-            return void, now
-        replies = self._replies(contributed, spool)
-        aggregate = self.aggregator.aggregate(manifest.round_number, replies)
+            return _void(void, VoidReason.MINIMUM_COHORT), now
+        try:
+            replies = self._replies(contributed, spool)
+            aggregate = self.aggregator.aggregate(manifest.round_number, replies)
+        except FedHealthError:
+            failed = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
+            self.recorder.closed(_void(failed, VoidReason.AGGREGATION_FAILED))
+            raise
         clock.lap("aggregate")
         after = Checkpoint(
             round_number=manifest.round_number,
@@ -184,7 +188,7 @@ class RoundLoop:
         clock.lap("exchange")
         done = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
         if sum(outcome.drop_code is None for outcome in outcomes) < manifest.min_cohort:
-            done.status, done.void_reason = "void", "minimum_cohort"
+            return _void(done, VoidReason.MINIMUM_COHORT)
         return done
 
     def _gather(self) -> list[RosterLine]:
@@ -331,13 +335,9 @@ def _outcome(  # noqa: PLR0917 - the facts of one round
     )
 
 
-def spec_digest(manifest: Manifest) -> str:
-    """SHA-256 of the tensor spec: what the report calls the model's shape."""
-    from fedhealth.evidence.signing import canonical_json
-
-    return hashlib.sha256(
-        canonical_json([tensor.model_dump(mode="json") for tensor in manifest.tensors])
-    ).hexdigest()
+def _void(outcome: RoundOutcome, reason: VoidReason) -> RoundOutcome:
+    outcome.status, outcome.void_reason = "void", reason
+    return outcome
 
 
 def _no_quorum(present: int, wanted: int, waited_s: float) -> QuorumError:

@@ -1,0 +1,1 @@
+"""`fedhealth demo`: the production commands, on loopback, with hospitals on this machine."""

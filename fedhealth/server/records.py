@@ -1,0 +1,150 @@
+"""From what happened in a round to its record: nothing is added, nothing is left out."""
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from fedhealth.config.study import RunPlan
+from fedhealth.evidence.statements import Manifest
+from fedhealth.report.record import (
+    RoundRecord,
+    SiteFact,
+    SiteStatus,
+    TensorFact,
+    Timings,
+    Versions,
+    tensor_spec_digest,
+)
+from fedhealth.server.roster import RosterLine
+from fedhealth.server.round_loop import RoundOutcome, SiteOutcome
+
+WireBytes = Mapping[str, tuple[int, int]]
+"""Bytes received from and sent to each node key so far, as the gateway counted them."""
+
+
+def round_record(
+    outcome: RoundOutcome, run: RunPlan, roster: Sequence[RosterLine], wire: WireBytes
+) -> RoundRecord:
+    """The record of a closed round.
+
+    Args:
+        outcome: what happened.
+        run: the run's plan.
+        roster: admitted sites; those outside the cohort are listed as not invited.
+        wire: bytes of this round by node key; empty when the gateway could not be asked.
+    """
+    manifest = outcome.manifest
+    tensors = tuple(
+        TensorFact(name=t.name, shape=t.shape, offset=t.offset) for t in manifest.tensors
+    )
+    mean = outcome.aggregate
+    return RoundRecord(
+        study_id=manifest.study_id,
+        study_sha256=manifest.study_sha256,
+        run_name=manifest.run_name,
+        flower_run_id=manifest.flower_run_id,
+        round_number=manifest.round_number,
+        attempt=manifest.attempt,
+        kind=manifest.kind,
+        status=outcome.status,
+        void_reason=outcome.void_reason,
+        opened_at=manifest.opened_at,
+        closed_at=outcome.closed_at,
+        deadline_s=manifest.deadline_s,
+        timings=_timings(outcome.seconds),
+        manifest_sha256=outcome.manifest_sha256,
+        model_in_sha256=manifest.model_sha256,
+        model_out_sha256=outcome.model_out_sha256,
+        tensor_spec_sha256=tensor_spec_digest(tensors),
+        tensors=tensors,
+        num_parameters=manifest.spec.num_elements,
+        strategy=run.strategy.name,
+        strategy_config={
+            name: float(value)
+            for name, value in manifest.strategy_config.items()
+            if name == "proximal_mu"
+        },
+        personalisation=run.personalisation,
+        min_cohort=manifest.min_cohort,
+        sites=_sites(outcome, manifest, roster, wire),
+        aggregate_train_metrics=dict(mean.train_metrics) if mean else {},
+        aggregate_evaluate_metrics=dict(mean.evaluate_metrics) if mean else {},
+        versions=Versions(fedhealth=version("fedhealth"), flwr=version("flwr")),
+    )
+
+
+def read_wire_bytes(path: Path) -> dict[str, tuple[int, int]]:
+    """Ask the gateway for its counters; empty when it does not answer: then the record says None."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(2)
+            connection.connect(str(path))
+            data = b"".join(iter(lambda: connection.recv(65536), b""))
+    except OSError:
+        return {}
+    return {key: (int(counts[0]), int(counts[1])) for key, counts in json.loads(data).items()}
+
+
+def since(now: WireBytes, before: WireBytes) -> dict[str, tuple[int, int]]:
+    """Bytes between two readings."""
+    return {
+        key: (received - before.get(key, (0, 0))[0], sent - before.get(key, (0, 0))[1])
+        for key, (received, sent) in now.items()
+    }
+
+
+def _sites(
+    outcome: RoundOutcome, manifest: Manifest, roster: Sequence[RosterLine], wire: WireBytes
+) -> tuple[SiteFact, ...]:
+    is_void = outcome.status == "void"
+    facts = [_site(site, is_void=is_void, wire=wire) for site in outcome.sites]
+    cohort = {member.site_id for member in manifest.cohort}
+    facts += [
+        SiteFact(
+            site_id=line.entry.site_id,
+            key_id=line.entry.key_id,
+            status=SiteStatus.NOT_INVITED,
+            declared_train_size=line.entry.train_size,
+        )
+        for line in roster
+        if line.entry.site_id not in cohort
+    ]
+    return tuple(sorted(facts, key=lambda fact: fact.site_id))
+
+
+def _site(site: SiteOutcome, *, is_void: bool, wire: WireBytes) -> SiteFact:
+    entry, said = site.line.entry, site.contribution
+    counts = wire.get(entry.node_key_id)
+    is_counted = site.drop_code is None
+    return SiteFact(
+        site_id=entry.site_id,
+        key_id=entry.key_id,
+        status=_status(site, is_void=is_void),
+        drop_code=site.drop_code,
+        contribution_sha256=site.contribution_sha256,
+        declared_train_size=entry.train_size,
+        update_bytes=site.update_bytes,
+        wire_bytes_in=counts[0] if counts else None,
+        wire_bytes_out=counts[1] if counts else None,
+        answered_after_s=site.answered_after_s,
+        train_metrics=dict(said.train_metrics) if said and is_counted else {},
+        evaluate_metrics=dict(said.evaluate_metrics) if said and is_counted else {},
+    )
+
+
+def _status(site: SiteOutcome, *, is_void: bool) -> SiteStatus:
+    if site.drop_code is not None:
+        return SiteStatus.DROPPED
+    return SiteStatus.UNUSED if is_void else SiteStatus.CONTRIBUTED
+
+
+def _timings(seconds: Mapping[str, float]) -> Timings:
+    return Timings(
+        gather_s=seconds.get("gather", 0.0),
+        exchange_s=seconds.get("exchange", 0.0),
+        aggregate_s=seconds.get("aggregate", 0.0),
+        checkpoint_s=seconds.get("checkpoint", 0.0),
+        total_s=round(sum(seconds.values()), 3),
+    )

@@ -1,0 +1,52 @@
+"""`site check`: is this site's data fit for the study? Reads everything, sends nothing."""
+
+from typing import Any
+
+from fedhealth.config.load import load_site, load_study
+from fedhealth.data.check import check_cohort
+from fedhealth.site.home import SiteHome
+from fedhealth.site.sessions import site_package
+
+
+def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
+    """Load the cohort through the site package and check every record and volume.
+
+    Works before `site join`, so that wrong data is found before anybody is asked to admit the site.
+
+    Raises:
+        SiteDataError: the cohort does not keep the data contract.
+        ConfigError: site.yaml is wrong or its package is not installed.
+        UsageError: which study is not clear.
+    """
+    chosen = home.choose_study(study_id)
+    config = load_site(home.config_path)
+    study = load_study(home.study(chosen).study)
+    package = site_package(home, config.package.name, dict(config.package.options), config.data_dir)
+    summary = check_cohort(package.load_cohort(study.data.to_contract(seed=study.seed)))
+    warnings = list(summary.warnings)
+    if config.declared_train_size > 2 * max(1, summary.train_size):
+        warnings.append(
+            f"declared_train_size is {config.declared_train_size}, the training side has "
+            f"{summary.train_size} patients: this site would weigh more than its data."
+        )
+    return {
+        "site_id": config.site_id,
+        "study_id": chosen,
+        "train_size": summary.train_size,
+        "summary": summary.as_json(),
+        "table": [
+            [str(name), side.num_patients, _labels(dict(side.per_label))]
+            for name, side in summary.sides.items()
+        ],
+        "missing": _missing([dict(side.lacking) for side in summary.sides.values()]),
+        "warnings": warnings,
+    }
+
+
+def _labels(per_label: dict[int, int]) -> str:
+    return ", ".join(f"{code}: {count}" for code, count in sorted(per_label.items()))
+
+
+def _missing(sides: list[dict[str, int]]) -> list[list[object]]:
+    names = sorted({name for side in sides for name in side})
+    return [[name, sum(side.get(name, 0) for side in sides)] for name in names]
