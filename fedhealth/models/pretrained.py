@@ -15,7 +15,7 @@ from fedhealth.models.image_encoder import ImageEncoder
 ENCODER_WIDTHS = (8, 16, 32)
 ENCODER_EMBEDDING_SIZE = 16
 WEIGHTS_FILE = Path(__file__).parent / "weights" / "phantom_encoder.safetensors"
-WEIGHTS_SHA256 = "0" * 64
+WEIGHTS_SHA256 = "b8638933b2e63e03d2bb2e81151add8ebd0b5241beebf447314e986454c03f12"
 LABEL = "pretrained on synthetic phantoms, not clinical"
 
 
