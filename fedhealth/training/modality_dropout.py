@@ -15,7 +15,8 @@ def drop_modalities(batch: Batch, rate: float, generator: torch.Generator) -> Ba
     its indicators 1.
 
     Args:
-        batch: B patients, on the CPU or on a device; unchanged.
+        batch: B patients, on the CPU or on a device. Its hidden volumes are zeroed in place (a copy of them
+            would cost more than all the rest of this), so the caller hands over a batch of its own.
         rate: in [0, 1); 0 returns the batch itself.
         generator: a CPU generator, so that every device hides the same.
     """
@@ -35,12 +36,11 @@ def drop_modalities(batch: Batch, rate: float, generator: torch.Generator) -> Ba
     return replace(
         batch,
         present={name: batch.present[name] & ~hidden[name] for name in names},
-        tables={n: v.masked_fill(_like(hidden[n], v), 0.0) for n, v in batch.tables.items()},
-        missing={n: v.masked_fill(_like(hidden[n], v), 1.0) for n, v in batch.missing.items()},
-        volumes={n: v.masked_fill(_like(hidden[n], v), 0.0) for n, v in batch.volumes.items()},
+        tables={n: v.masked_fill(hidden[n][:, None], 0.0) for n, v in batch.tables.items()},
+        missing={n: v.masked_fill(hidden[n][:, None], 1.0) for n, v in batch.missing.items()},
+        volumes={n: v.index_fill_(0, _rows(hidden[n]), 0.0) for n, v in batch.volumes.items()},
     )
 
 
-def _like(hidden_B: Tensor, values: Tensor) -> Tensor:  # noqa: N803 - shape suffix
-    """(B,) as (B, 1, ..., 1), with as many axes as `values`."""
-    return hidden_B.reshape(-1, *[1] * (values.dim() - 1))
+def _rows(hidden_B: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    return hidden_B.nonzero().squeeze(1)

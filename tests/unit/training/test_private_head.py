@@ -32,9 +32,9 @@ def test_an_empty_store_has_no_head_and_makes_no_folder(tmp_path: Path) -> None:
 def test_heads_come_back_by_round(tmp_path: Path) -> None:
     store = _store(tmp_path)
     for number in (1, 2, 3):
-        store.save(number, _head(number / 10))
-    assert _value(_store(tmp_path).newest()) == (3, pytest.approx(0.3))
-    assert _value(store.newest(before_round=3)) == (2, pytest.approx(0.2))
+        store.save(number, _head(number))
+    assert _value(_store(tmp_path).newest()) == (3, 3.0)
+    assert _value(store.newest(before_round=3)) == (2, 2.0)
     assert store.newest(before_round=1) is None
 
 
