@@ -1,4 +1,4 @@
-"""Build hook: the wheel carries `configs/` as study templates; an editable install reads them in place.
+"""Build hook: the wheel carries `configs/` and `sites/template/`; an editable install reads them in place.
 
 Plain `force-include` would also copy them on an editable install, and that copy, a folder named `fedhealth`
 in site-packages, would hide the package itself.
@@ -10,9 +10,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class TemplatesHook(BuildHookInterface):
-    """Adds `configs` to standard wheels."""
+    """Adds `configs` and `sites/template` to standard wheels."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds; `version` is ``standard`` or ``editable``."""
         if version == "standard":
             build_data["force_include"]["configs"] = "fedhealth/config/templates"
+            build_data["force_include"]["sites/template"] = "fedhealth/site/template"
