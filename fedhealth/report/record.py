@@ -7,6 +7,7 @@ the file's bytes.
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from math import prod
 from typing import Annotated, Literal, Self
@@ -211,7 +212,7 @@ class RunRecord(Closed):
     rounds: tuple[RoundLine, ...] = Field(min_length=1)
 
 
-def run_record(records: "list[RoundRecord] | tuple[RoundRecord, ...]") -> RunRecord:
+def run_record(records: Sequence[RoundRecord]) -> RunRecord:
     """The run's record from its rounds, which are put in order.
 
     Raises:
@@ -234,6 +235,14 @@ def round_order(record: RoundRecord) -> tuple[int, int, bool]:
     return (record.round_number, record.attempt, record.kind == "evaluate")
 
 
+def round_stem(record: RoundRecord) -> str:
+    """File name of a round without suffix: ``round-0003``, ``round-0003-attempt-2``, ``round-0004-evaluate``."""
+    stem = f"round-{record.round_number:04d}"
+    if record.attempt > 1:
+        stem += f"-attempt-{record.attempt}"
+    return stem if record.kind == "train" else f"{stem}-evaluate"
+
+
 def canonical_json(model: Closed) -> bytes:
     """RFC 8785 bytes: the same record gives the same bytes everywhere."""
     return _canonical_json(model.model_dump(mode="json"))
@@ -248,6 +257,27 @@ def tensor_spec_digest(tensors: tuple[TensorFact, ...]) -> str:
     """SHA-256 of the canonical JSON of a tensor list, in hex: the model's shape in one value."""
     rows = [tensor.model_dump(mode="json") for tensor in tensors]
     return hashlib.sha256(_canonical_json(rows)).hexdigest()
+
+
+def mean_metrics(sites: Sequence[SiteFact], kind: Literal["train", "evaluate"]) -> Metrics:
+    """Mean over contributing sites, weighted by declared size, of the metrics that all of them released.
+
+    For the closing evaluation, which no strategy aggregates.
+    """
+    used = [site for site in sites if site.status is SiteStatus.CONTRIBUTED]
+    said = [site.train_metrics if kind == "train" else site.evaluate_metrics for site in used]
+    total = sum(site.declared_train_size for site in used)
+    if total == 0:
+        return {}
+    return {
+        name: sum(
+            site.declared_train_size * metrics[name]
+            for site, metrics in zip(used, said, strict=True)
+        )
+        / total
+        for name in said[0]
+        if all(name in metrics for metrics in said)
+    }
 
 
 def _line(record: RoundRecord) -> RoundLine:

@@ -1,0 +1,165 @@
+"""Charts as inline SVG: bars of one round, curves of a run. Pure functions; colours come from the page's style."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+NUM_COLOURS = 8  # classes s0 to s7 in templates/style.css; each has its own marker too
+
+_WIDTH = 360
+_ROW = 26
+_LABEL = 112
+_LABEL_CHARS = 17  # what fits into _LABEL at the style's font size
+_VALUE = 52
+
+
+class Series(NamedTuple):
+    """One curve: name, colour index (None: the mean) and points (x, y) in x order."""
+
+    name: str
+    colour: int | None
+    points: Sequence[tuple[int, float]]
+
+
+def bars(
+    title: str, values: Mapping[str, float], *, mean: float | None, top: float | None
+) -> Markup:
+    """Horizontal bars, one a site, with the mean as a line.
+
+    Args:
+        title: accessible name.
+        values: value of each site, not negative.
+        mean: the aggregate, None without one.
+        top: end of the scale; None fits it to the values.
+    """
+    end = top or _nice_top([*values.values(), mean or 0.0])
+    plot = _WIDTH - _LABEL - _VALUE
+    height = _ROW * len(values) + 6
+    parts = [_open(title, _bars_text(values, mean), _WIDTH, height)]
+    for row, (site, value) in enumerate(values.items()):
+        y = row * _ROW + 4
+        length = max(plot * min(value / end, 1.0), 1.0)
+        parts.append(
+            Markup(
+                '<text class="lab" x="{}" y="{}" text-anchor="end">{}</text>'
+                '<rect class="track" x="{}" y="{}" width="{}" height="14" rx="3"/>'
+                '<rect class="bar s{}" x="{}" y="{}" width="{}" height="14" rx="3"/>'
+                '<text class="val" x="{}" y="{}">{}</text>'
+            ).format(
+                *(_LABEL - 8, y + 12, _shorten(site)),
+                *(_LABEL, y, plot),
+                *(row % NUM_COLOURS, _LABEL, y, _f(length)),
+                *(_WIDTH - _VALUE + 8, y + 12, number(value)),
+            )
+        )
+    if mean is not None:
+        x = _f(_LABEL + plot * min(mean / end, 1.0))
+        parts.append(
+            Markup('<line class="mean" x1="{}" y1="0" x2="{}" y2="{}"/>').format(x, x, height)
+        )
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def curves(title: str, series: Sequence[Series], *, top: float | None) -> Markup:
+    """Line chart over rounds; the mean is drawn last and thick. The caller gives the legend and the table."""
+    points = [point for one in series for point in one.points]
+    frame = _Frame.around(points, top)
+    text = f"{len(series)} lines over rounds {frame.first} to {frame.last}; the table below has the values."
+    parts = [_open(title, text, 460, 240), *_grid(frame)]
+    parts += [_curve(one, frame) for one in sorted(series, key=lambda s: s.colour is None)]
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent for everyday values."""
+    return f"{value:.4g}"
+
+
+class _Frame(NamedTuple):
+    first: int
+    last: int
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, points: Sequence[tuple[int, float]], top: float | None) -> "_Frame":
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        if top is None:
+            return cls(min(xs), max(xs), 0.0, _nice_top(ys))
+        # A fixed range such as [0, 1] is cut at tenths around the values, so that a curve can be read.
+        low = max(math.floor(min(ys) * 10 - 0.5) / 10, 0.0)
+        high = min(math.ceil(max(ys) * 10 + 0.5) / 10, top)
+        return cls(min(xs), max(xs), low, high if high > low else low + 0.1)
+
+    def x(self, value: float) -> float:
+        span = max(self.last - self.first, 1)
+        return 48 + 396 * (value - self.first) / span
+
+    def y(self, value: float) -> float:
+        return 204 - 192 * (value - self.low) / (self.high - self.low)
+
+
+def _grid(frame: _Frame) -> list[Markup]:
+    parts = []
+    for step in range(5):
+        value = frame.low + (frame.high - frame.low) * step / 4
+        y = _f(frame.y(value))
+        parts.append(
+            Markup(
+                '<line class="grid" x1="48" y1="{}" x2="444" y2="{}"/>'
+                '<text class="tick" x="42" y="{}" text-anchor="end">{}</text>'
+            ).format(y, y, _f(frame.y(value) + 4), number(value))
+        )
+    stride = max(math.ceil((frame.last - frame.first) / 10), 1)
+    parts += [
+        Markup('<text class="tick" x="{}" y="222" text-anchor="middle">{}</text>').format(
+            _f(frame.x(x)), x
+        )
+        for x in range(frame.first, frame.last + 1, stride)
+    ]
+    return parts
+
+
+def _curve(one: Series, frame: _Frame) -> Markup:
+    style = "all" if one.colour is None else f"s{one.colour % NUM_COLOURS}"
+    where = [(frame.x(x), frame.y(y)) for x, y in one.points]
+    path = " ".join(f"{_f(x)},{_f(y)}" for x, y in where)
+    marks = [
+        Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(
+            style, _f(x), _f(y), 3.5 if one.colour is None else 2.5
+        )
+        for x, y in where
+    ]
+    line = Markup('<polyline class="curve {}" points="{}"/>').format(style, path)
+    return Markup("<g><title>{}</title>{}{}</g>").format(one.name, line, Markup("").join(marks))
+
+
+def _open(title: str, description: str, width: int, height: int) -> Markup:
+    return Markup(
+        '<svg role="img" viewBox="0 0 {} {}" xmlns="http://www.w3.org/2000/svg">'
+        "<title>{}</title><desc>{}</desc>"
+    ).format(width, height, title, description)
+
+
+def _bars_text(values: Mapping[str, float], mean: float | None) -> str:
+    said = [f"{site} {number(value)}" for site, value in values.items()]
+    return "; ".join([*said, *([f"mean {number(mean)}"] if mean is not None else [])])
+
+
+def _nice_top(values: Sequence[float]) -> float:
+    """The least of 1, 2, 2.5, 5 times a power of ten that holds all values."""
+    largest = max([*values, 0.0])
+    if largest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(largest))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= largest)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LABEL_CHARS else text[: _LABEL_CHARS - 1] + "…"
+
+
+def _f(value: float) -> str:
+    return f"{value:.1f}"

@@ -1,0 +1,90 @@
+"""The words of the report: one human sentence for each code of a record. The record holds codes only."""
+
+from typing import Final
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.report.attestation import Attestation
+from fedhealth.report.record import NotEvidenced, SiteStatus, VoidReason
+
+BANNER: Final = "Evidence report. It does not determine compliance."
+
+STATUS: Final[dict[SiteStatus, str]] = {
+    SiteStatus.CONTRIBUTED: "Contributed",
+    SiteStatus.UNUSED: "Answered, not used",
+    SiteStatus.DROPPED: "Dropped out",
+    SiteStatus.NOT_INVITED: "Not invited",
+}
+
+STATUS_SENTENCE: Final[dict[SiteStatus, str]] = {
+    SiteStatus.CONTRIBUTED: "Its answer was verified and used.",
+    SiteStatus.UNUSED: "Its answer was verified and then discarded, because the round was void.",
+    SiteStatus.DROPPED: "It did not contribute.",
+    SiteStatus.NOT_INVITED: "It was not connected when the round began.",
+}
+
+DROP: Final[dict[DropCode, str]] = {
+    DropCode.SITE_ERROR: "An error stopped the work at the site. Only this code left the site; its own log has more.",
+    DropCode.SITE_DATA: "The site's data did not keep the study's data contract, so nothing was trained.",
+    DropCode.TRAINING_FAILED: "Local training could not go on with this model or these settings.",
+    DropCode.CANCELLED: "The site stopped its work before it was done, so nothing was sent.",
+    DropCode.REFUSED_BY_GATE: "The site's own outbound gate refused to release the result.",
+    DropCode.NON_FINITE: "The result held values that are not numbers; the site's gate refused to release it.",
+    DropCode.WRONG_SPEC: "The result did not have the agreed tensors; it was refused.",
+    DropCode.MANIFEST_INVALID: "The site could not verify the round's instructions and refused to work.",
+    DropCode.MANIFEST_REPLAYED: "The site had already answered these instructions and refused to work on them again.",
+    DropCode.STUDY_MISMATCH: "The site has another version of the study file and refused to work.",
+    DropCode.COHORT_REFUSED: "The site did not accept the hospitals named for this round and refused to work.",
+    DropCode.SITE_BUSY: "The site was still at work on an earlier round.",
+    DropCode.DEADLINE: "The site did not finish before the round's deadline.",
+    DropCode.WORKER_UNREACHABLE: "The site was connected, but its worker in the data zone did not answer.",
+    DropCode.PROTOCOL: "The site's answer could not be read as an answer to this round.",
+    DropCode.NODE_UNAVAILABLE: "The connection to the site was lost during the round.",
+    DropCode.NO_REPLY: "No answer arrived.",
+    DropCode.BAD_SIGNATURE: "The answer did not carry a valid signature of the site; it was refused.",
+    DropCode.CONTRIBUTION_INVALID: "The signed answer did not fit this round or its own content; it was refused.",
+}
+
+VOID: Final[dict[VoidReason, str]] = {
+    VoidReason.MINIMUM_COHORT: "Fewer hospitals answered than the study's minimum.",
+    VoidReason.AGGREGATION_FAILED: "The answers could not be combined into a usable model.",
+    VoidReason.INTERRUPTED: "The server was stopped before the round was over.",
+}
+
+NOT_EVIDENCED: Final[dict[NotEvidenced, str]] = {
+    NotEvidenced.PRIVACY_ACCOUNTING: "A privacy cost: no noise and no epsilon are on record for this round.",
+    NotEvidenced.SECURE_AGGREGATION: "That the server was unable to read single updates: it could read each one.",
+    NotEvidenced.SIGNATURES_IN_RECORD: "The sites' signatures: the server checked them; here are digests only.",
+    NotEvidenced.TAMPER_EVIDENT_LOG: "That no earlier record was replaced or removed.",
+    NotEvidenced.COUNTERSIGNATURES: "That the sites have seen this record.",
+    NotEvidenced.DATA_QUALITY: "The quality of the data.",
+    NotEvidenced.LABEL_TRUTH: "That labels are true.",
+    NotEvidenced.DATA_USED_IS_DATA_DECLARED: "That a site trained on the data that it declared.",
+    NotEvidenced.OTHER_OUTBOUND_PATHS: "That nothing left a site by a path other than this federation.",
+    NotEvidenced.REIDENTIFICATION_FROM_MODEL: "That no patient can be recognised from the model.",
+    NotEvidenced.CLINICAL_SAFETY: "Clinical safety or benefit.",
+    NotEvidenced.ABSENCE_OF_BIAS: "Equal performance across groups of patients.",
+    NotEvidenced.LAWFULNESS_OF_PROCESSING: "The legal basis of the processing.",
+    NotEvidenced.CONSENT: "Consent of patients.",
+}
+
+ATTESTATION: Final[dict[Attestation, tuple[str, str]]] = {
+    Attestation.PROVEN: ("Proven", "anyone can recompute it from this record or the study file"),
+    Attestation.SERVER_OBSERVED: ("Server-observed", "the consortium's server saw it"),
+    Attestation.SITE_ATTESTED: ("Site-attested", "the site's word, sent under its signing key"),
+    Attestation.DECLARED: ("Declared", "written down by a person in the study or at admission"),
+    Attestation.NOT_EVIDENCED: ("Not evidenced", "listed so that its absence can be seen"),
+}
+
+METRIC: Final[dict[str, tuple[str, str]]] = {
+    "auc": ("AUC", "higher is better"),
+    "accuracy": ("Accuracy", "higher is better"),
+    "log_loss": ("Log loss", "lower is better"),
+    "brier": ("Brier score", "lower is better"),
+    "calibration_error": ("Calibration error", "lower is better"),
+    "train_loss": ("Training loss", "lower is better"),
+}
+
+PERSONALISATION: Final[dict[str, str]] = {
+    "none": "None: the whole model is shared.",
+    "private_head": "Private head: each hospital trains its own head, which never leaves it.",
+}

@@ -1,0 +1,129 @@
+"""Rounds of a made-up run, with every outcome that a report can show. Used by report tests."""
+
+import hashlib
+from typing import Any, Literal
+
+from fedhealth.contracts.codes import DropCode
+from fedhealth.report.record import (
+    RoundRecord,
+    SiteFact,
+    SiteStatus,
+    TensorFact,
+    Timings,
+    Versions,
+    VoidReason,
+    mean_metrics,
+    tensor_spec_digest,
+)
+
+SITES = {"hospital-north": 812, "hospital-south": 344, "lakeside-clinic": 120, "st-anne": 95}
+
+TENSORS = (
+    TensorFact(name="image.conv1.weight", shape=(8, 1, 3, 3, 3), offset=0),
+    TensorFact(name="image.norm1.weight", shape=(8,), offset=216),
+    TensorFact(name="table.linear.weight", shape=(32, 24), offset=224),
+    TensorFact(name="fusion.temperature", shape=(), offset=992),
+)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def site(
+    index: int, number: int, *, drop: DropCode | None = None, status: SiteStatus | None = None
+) -> SiteFact:
+    site_id = list(SITES)[index]
+    facts: dict[str, Any] = {"status": status or SiteStatus.CONTRIBUTED}
+    if drop is not None:
+        facts = {"status": SiteStatus.DROPPED, "drop_code": drop, "answered_after_s": 0.8}
+        facts["wire_bytes_in"] = 1204
+    elif status is not SiteStatus.NOT_INVITED:
+        gain = 1 - 0.6**number
+        facts |= {
+            "contribution_sha256": digest(f"{site_id} {number}"),
+            "update_bytes": 3972,
+            "wire_bytes_in": 9120 + 7 * index,
+            "answered_after_s": 3.2 + 1.7 * index,
+            "train_metrics": {"train_loss": round(0.72 - 0.3 * gain + 0.03 * index, 3)},
+            "evaluate_metrics": {
+                "auc": round(0.55 + 0.3 * gain - 0.04 * index, 3),
+                "log_loss": round(0.71 - 0.25 * gain + 0.03 * index, 3),
+                "brier": round(0.26 - 0.09 * gain + 0.01 * index, 3),
+            },
+        }
+        if index == 3:  # one class only in its validation patients
+            del facts["evaluate_metrics"]["auc"]
+    if status is not SiteStatus.NOT_INVITED:
+        facts["wire_bytes_out"] = 9482
+    return SiteFact(
+        site_id=site_id, key_id=digest(site_id), declared_train_size=SITES[site_id], **facts
+    )
+
+
+def make_round(
+    number: int,
+    sites: tuple[SiteFact, ...],
+    *,
+    kind: Literal["train", "evaluate"] = "train",
+    void: VoidReason | None = None,
+    attempt: int = 1,
+) -> RoundRecord:
+    is_same = void is not None or kind == "evaluate"
+    return RoundRecord(
+        study_id="heart-demo",
+        study_sha256=digest("study"),
+        run_name="federated",
+        flower_run_id="16325478901234567890",
+        round_number=number,
+        attempt=attempt,
+        kind=kind,
+        status="void" if void else "complete",
+        void_reason=void,
+        opened_at=f"2026-03-02T09:{number:02d}:{attempt:02d}.250000Z",
+        closed_at=f"2026-03-02T09:{number:02d}:4{attempt}.500000Z",
+        deadline_s=3600.0,
+        timings=Timings(
+            gather_s=0.21, exchange_s=38.44, aggregate_s=0.031, checkpoint_s=0.058, total_s=38.74
+        ),
+        manifest_sha256=digest(f"manifest {number} {attempt}"),
+        model_in_sha256=digest(f"model {number - 1}"),
+        model_out_sha256=digest(f"model {number - 1 if is_same else number}"),
+        tensor_spec_sha256=tensor_spec_digest(TENSORS),
+        tensors=TENSORS,
+        num_parameters=993,
+        strategy="fedprox",
+        strategy_config={"proximal_mu": 0.01},
+        personalisation="private_head",
+        min_cohort=2,
+        sites=sites,
+        aggregate_train_metrics=mean_metrics(sites, "train"),
+        aggregate_evaluate_metrics=mean_metrics(sites, "evaluate"),
+        versions=Versions(fedhealth="0.1.0", flwr="1.41.0"),
+    )
+
+
+def example_run() -> list[RoundRecord]:
+    """Six records: complete, with a drop-out, void, repeated, complete, closing evaluation."""
+    absent, unused = SiteStatus.NOT_INVITED, SiteStatus.UNUSED
+    closing = tuple(
+        site(i, 4).model_copy(update={"update_bytes": 0, "train_metrics": {}}) for i in range(4)
+    )
+    return [
+        make_round(1, tuple(site(i, 1) for i in range(4))),
+        make_round(
+            2, (site(0, 2), site(1, 2), site(2, 2, drop=DropCode.DEADLINE), site(3, 2))
+        ),
+        make_round(
+            3,
+            (
+                site(0, 3, drop=DropCode.NODE_UNAVAILABLE),
+                site(1, 3, status=unused),
+                site(2, 3, drop=DropCode.NON_FINITE),
+                site(3, 3, status=absent),
+            ),
+            void=VoidReason.MINIMUM_COHORT,
+        ),
+        make_round(3, tuple(site(i, 3) for i in range(4)), attempt=2),
+        make_round(4, closing, kind="evaluate"),
+    ]
