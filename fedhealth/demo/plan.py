@@ -94,7 +94,7 @@ def _synthetic_sites(wished: int | None, content: Mapping[str, object]) -> tuple
                 site_id=f"hospital-{index + 1}",
                 package="synthetic",
                 options=options,
-                train_size=max(1, round(patients * 0.6, -1)),
+                train_size=max(10, 10 * round(patients * 0.06)),
             )
         )
     return tuple(sites)
