@@ -116,7 +116,14 @@ def _model(model: type[BaseModel], done: set[type[BaseModel]]) -> Iterator[str]:
     rows = []
     for name, field in schema.get("properties", {}).items():
         needed = "required" if name in schema.get("required", ()) else _default(field)
-        rows.append((f"`{name}`", _type(field), needed, field.get("description", "")))
+        rows.append(
+            (
+                f"`{name}`",
+                _type(field, schema.get("$defs", {})),
+                needed,
+                field.get("description", ""),
+            )
+        )
     yield _table(("key", "value", "default", "meaning"), rows)
     for inner in _inner_models(model):
         yield from _model(inner, done)
@@ -134,7 +141,9 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _type(field: dict[str, Any]) -> str:
+def _type(field: dict[str, Any], defs: dict[str, Any]) -> str:
+    if "$ref" in field and "properties" not in defs.get(_name(field), {}):
+        return _type(defs[_name(field)], defs)
     if "$ref" in field:
         return f"[{_name(field)}](#{_name(field).lower()})"
     if "const" in field:
@@ -143,12 +152,12 @@ def _type(field: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     options = field.get("anyOf") or field.get("oneOf")
     if options:
-        return " or ".join(dict.fromkeys(_type(option) for option in options))
+        return " or ".join(dict.fromkeys(_type(option, defs) for option in options))
     kind = str(field.get("type", "any"))
     if kind == "array" and "prefixItems" in field:
-        return f"list of {len(field['prefixItems'])} {_type(field['prefixItems'][0])}s"
+        return f"list of {len(field['prefixItems'])} {_type(field['prefixItems'][0], defs)}s"
     if kind == "array":
-        return f"list of {_type(field.get('items', {}))}"
+        return f"list of {_type(field.get('items', {}), defs)}"
     if kind == "object" and isinstance(field.get("additionalProperties"), dict):
         return "mapping"
     return kind + _limits(field)
@@ -161,8 +170,12 @@ def _limits(field: dict[str, Any]) -> str:
         "maximum": "<=",
         "exclusiveMaximum": "<",
     }
-    texts = [f"{sign} {field[key]:.15g}" for key, sign in signs.items() if key in field]
+    texts = [f"{sign} {_number(field[key])}" for key, sign in signs.items() if key in field]
     return f" {', '.join(texts)}" if texts else ""
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def _name(field: dict[str, Any]) -> str:

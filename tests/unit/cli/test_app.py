@@ -43,7 +43,7 @@ def test_version_prints_package_flower_torch_and_schemas(
 ) -> None:
     assert cli.run(["--version"]) == ExitCode.OK
     names = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"fedhealth", "flwr", "torch", "study schema"} <= set(names)
+    assert {"fedhealth", "flwr", "torch", "schema study", "schema round-record"} <= set(names)
 
 
 @pytest.mark.parametrize(
