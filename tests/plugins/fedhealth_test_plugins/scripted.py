@@ -1,0 +1,88 @@
+"""A training method whose every step is written in the study: known updates, and faults at chosen sites."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from fedhealth.contracts.local_training import LocalUpdate, Metrics, RoundTask, SiteContext, Vector
+from fedhealth.contracts.tensors import TensorSpec
+
+NUM_FIRST, NUM_SECOND = 40, 60
+
+
+class Scripted:
+    """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_round`."""
+
+    def initial_tensors(self, study: Any, run: Any) -> dict[str, Vector]:
+        return {
+            "first.weight": np.zeros((8, 5), dtype=np.float32),
+            "second.weight": np.zeros((60,), dtype=np.float32),
+        }
+
+    def open_session(self, study: Any, run: Any, spec: TensorSpec, site: SiteContext) -> "Session":
+        if study.training.options.get("reads_cohort", False):
+            site.load_cohort()
+        return Session(dict(study.training.options), spec, site.site_id)
+
+
+class Session:
+    """One site's session."""
+
+    def __init__(self, options: dict[str, Any], spec: TensorSpec, site_id: str) -> None:
+        self._options = options
+        self._spec = spec
+        self._site_id = site_id
+        self._number = int(site_id.rpartition("-")[2])
+
+    def evaluate(self, vector: Vector) -> Metrics:
+        return {"auc": 0.5 + 0.01 * self._number, "log_loss": 0.69}
+
+    def train(self, vector: Vector, task: RoundTask) -> LocalUpdate:
+        self._wait(task)
+        step = float(self._options.get("step", 1.0)) * self._number
+        tensors = self._spec.unflatten((vector + np.float32(step)).astype(np.float32))
+        if self._is_faulty(task):
+            tensors = self._break(dict(tensors))
+        return LocalUpdate(tensors=tensors, metrics={"train_loss": 0.5})
+
+    def commit(self, round_number: int) -> None:
+        pass
+
+    def _is_faulty(self, task: RoundTask) -> bool:
+        rounds = self._options.get("fault_rounds", [1])
+        return self._site_id == self._options.get("fault_site") and task.round_number in rounds
+
+    def _wait(self, task: RoundTask) -> None:
+        seconds = float(self._options.get("wait_s", 0.0))
+        if self._site_id == self._options.get("slow_site") and task.round_number == 1:
+            seconds = float(self._options["slow_s"])
+        if self._options.get("reverse_order", False):
+            seconds += 0.5 * (5 - self._number)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if task.is_cancelled():
+                from fedhealth.errors import CancelledTrainingError
+
+                raise CancelledTrainingError("FH-TEST-001", "cancelled.")
+            time.sleep(0.02)
+
+    def _break(self, tensors: dict[str, Vector]) -> dict[str, Vector]:
+        fault = self._options["fault"]
+        if fault == "raise":
+            raise KeyError("DOE^JOHN")
+        if fault == "nan":
+            broken = tensors["second.weight"].copy()
+            broken[3] = np.nan
+            tensors["second.weight"] = broken
+        elif fault == "wrong_shape":
+            tensors["first.weight"] = np.zeros((5, 8), dtype=np.float32)
+        elif fault == "missing_tensor":
+            del tensors["first.weight"]
+        elif fault == "extra_tensor":
+            tensors["patient.DOE^JOHN"] = np.zeros((1,), dtype=np.float32)
+        elif fault == "exit":
+            import os
+
+            os._exit(3)
+        return tensors
