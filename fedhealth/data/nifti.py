@@ -16,6 +16,7 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from fedhealth.errors import SiteDataError
@@ -27,7 +28,9 @@ _MAX_OFFSET_BYTES = 1 << 24
 _MAX_DEFLATE_RATIO = 1032
 """DEFLATE compresses 1032:1 at best (zlib's technical notes): a header that needs more lies."""
 
-_PADDING_BYTES = 4096
+_PADDING_BYTES = 1024
+"""Some writers round files up to a block of 512 bytes."""
+
 _HEADER_SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 
@@ -78,12 +81,14 @@ def read_header(path: Path, *, where: str) -> NiftiHeader:
 
 def parse_header(start: bytes, *, where: str) -> NiftiHeader:
     """The header in the first bytes of an uncompressed NIfTI file. Raises as `read_header`."""
-    little, big = (int.from_bytes(start[:4], order) for order in ("little", "big"))
-    kind = _HEADER_SIZES.get(little) or _HEADER_SIZES.get(big)
-    if kind is None:
+    sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
+    size = next((size for size in _HEADER_SIZES if size in sizes), None)
+    if size is None:
         raise not_readable(where, "no NIfTI header")
+    if len(start) < size:
+        raise _truncated(where)
     try:
-        raw = kind.from_fileobj(io.BytesIO(start), check=True)  # type: ignore[no-untyped-call] # nibabel
+        raw = _HEADER_SIZES[size].from_fileobj(io.BytesIO(start), check=True)  # type: ignore[no-untyped-call] # nibabel
         slope, inter = raw.get_slope_inter()
         header = NiftiHeader(
             shape=_three(raw.get_data_shape(), where),
@@ -95,7 +100,7 @@ def parse_header(start: bytes, *, where: str) -> NiftiHeader:
         )
         has_orientation = int(raw["sform_code"]) > 0 or int(raw["qform_code"]) > 0
         is_single_file = bytes(raw["magic"].item()).startswith(b"n+")
-    except (HeaderDataError, ValueError, OverflowError, EOFError, OSError) as error:
+    except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise _unusable(where, f"it is damaged ({type(error).__name__})") from None
     _check(header, where, has_orientation=has_orientation, is_single_file=is_single_file)
     return header
@@ -133,9 +138,12 @@ def read_voxels(
     stored = np.frombuffer(
         payload, dtype=header.dtype, count=prod(header.shape), offset=header.offset_bytes
     ).reshape(header.shape, order="F")
-    if (header.slope, header.inter) == (1.0, 0.0):
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what overflows is not finite, and refused later
+        if (header.slope, header.inter) != (1.0, 0.0):
+            stored = stored.astype(np.float64) * header.slope + header.inter
         return stored.astype(np.float32), header
-    return (stored.astype(np.float64) * header.slope + header.inter).astype(np.float32), header
 
 
 def not_readable(where: str, reason: str) -> SiteDataError:
