@@ -11,7 +11,6 @@ import typer
 
 from fedhealth.cli.lazy import LazyGroup
 from fedhealth.cli.output import (
-    GlobalOptions,
     configure_logging,
     emit_json,
     error_payload,
@@ -50,13 +49,9 @@ def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback form
 
 @app.callback(cls=Commands)
 def _global_options(
-    context: typer.Context,
     log_level: Annotated[
-        LogLevel | None,
-        typer.Option(
-            help="Detail of diagnostics on stderr; default: warning, or the file's level."
-        ),
-    ] = None,
+        LogLevel, typer.Option(help="Detail of this command's diagnostics on stderr.")
+    ] = "warning",
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool,
         typer.Option(
@@ -64,8 +59,7 @@ def _global_options(
         ),
     ] = False,
 ) -> None:
-    configure_logging(log_level or "warning")
-    context.obj = GlobalOptions(log_level=log_level)
+    configure_logging(log_level)
 
 
 def run(arguments: Sequence[str]) -> int:

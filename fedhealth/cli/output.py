@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -18,16 +17,6 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="One versioned JSON object on stdout; text stays on stderr.")
 ]
 """The type of every command's `--json`: `def command(json: JsonOption = False)`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalOptions:
-    """Options given before the command; found in `typer.Context.obj`.
-
-    `log_level` is None when it was not given: the level of the site's or server's file holds then.
-    """
-
-    log_level: LogLevel | None = None
 
 
 def new_app(help_text: str) -> typer.Typer:

@@ -32,11 +32,6 @@ class ServerConfig(ConfigModel):
     request_timeout_s: float = Field(
         60, gt=0, le=3600, description="A request that takes longer is cut off by the gateway."
     )
-    fast_transport: bool = Field(
-        True,
-        description="Two small changes to Flower's message transport (docs/adr/0007); "
-        "false: Flower as it comes.",
-    )
     stop_grace_s: float = Field(
         20, gt=0, le=600, description="How long processes may take to end before they are killed."
     )
