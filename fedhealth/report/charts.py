@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 NUM_COLOURS = 8  # classes s0 to s7 in templates/style.css; each has its own marker too
 
-_WIDTH = 360
+_WIDTH = 460
 _ROW = 26
-_LABEL = 112
-_LABEL_CHARS = 17  # what fits into _LABEL at the style's font size
+_LABEL = 128
+_LABEL_CHARS = 18  # what fits into _LABEL at the style's font size
 _VALUE = 52
 
 
@@ -24,13 +24,19 @@ class Series(NamedTuple):
 
 
 def bars(
-    title: str, values: Mapping[str, float], *, mean: float | None, top: float | None
+    title: str,
+    values: Mapping[str, float],
+    *,
+    colours: Mapping[str, int],
+    mean: float | None,
+    top: float | None,
 ) -> Markup:
     """Horizontal bars, one a site, with the mean as a line.
 
     Args:
         title: accessible name.
         values: value of each site, not negative.
+        colours: colour index of each site, the same in every chart.
         mean: the aggregate, None without one.
         top: end of the scale; None fits it to the values.
     """
@@ -50,7 +56,7 @@ def bars(
             ).format(
                 *(_LABEL - 8, y + 12, _shorten(site)),
                 *(_LABEL, y, plot),
-                *(row % NUM_COLOURS, _LABEL, y, _f(length)),
+                *(colours[site] % NUM_COLOURS, _LABEL, y, _f(length)),
                 *(_WIDTH - _VALUE + 8, y + 12, number(value)),
             )
         )
@@ -82,16 +88,16 @@ class _Frame(NamedTuple):
     last: int
     low: float
     high: float
+    step: float
 
     @classmethod
     def around(cls, points: Sequence[tuple[int, float]], top: float | None) -> "_Frame":
+        """The least frame on round steps that holds all points, within 0 and `top`."""
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        if top is None:
-            return cls(min(xs), max(xs), 0.0, _nice_top(ys))
-        # A fixed range such as [0, 1] is cut at tenths around the values, so that a curve can be read.
-        low = max(math.floor(min(ys) * 10 - 0.5) / 10, 0.0)
-        high = min(math.ceil(max(ys) * 10 + 0.5) / 10, top)
-        return cls(min(xs), max(xs), low, high if high > low else low + 0.1)
+        step = _nice_top([(max(ys) - min(ys)) / 3, max(ys) / 100])
+        low = max(math.floor(min(ys) / step - 0.1) * step, 0.0)
+        high = math.ceil(max(ys) / step + 0.1) * step
+        return cls(min(xs), max(xs), low, high if top is None else min(high, top), step)
 
     def x(self, value: float) -> float:
         span = max(self.last - self.first, 1)
@@ -103,8 +109,8 @@ class _Frame(NamedTuple):
 
 def _grid(frame: _Frame) -> list[Markup]:
     parts = []
-    for step in range(5):
-        value = frame.low + (frame.high - frame.low) * step / 4
+    for tick in range(round((frame.high - frame.low) / frame.step) + 1):
+        value = frame.low + tick * frame.step
         y = _f(frame.y(value))
         parts.append(
             Markup(

@@ -41,6 +41,7 @@ def heading(record: RoundRecord) -> str:
 def round_charts(record: RoundRecord, previous: RoundRecord | None) -> list[Chart]:
     """Bars per site for each metric that anybody released in the round."""
     charts = []
+    colours = {site.site_id: index for index, site in enumerate(record.sites)}
     for name in METRIC:
         values = {
             site.site_id: found[name]
@@ -52,7 +53,7 @@ def round_charts(record: RoundRecord, previous: RoundRecord | None) -> list[Char
         mean = _means(record).get(name)
         before = _means(previous).get(name) if previous else None
         label, hint = METRIC[name]
-        svg = bars(f"{label} per hospital", values, mean=mean, top=_top(name))
+        svg = bars(f"{label} per hospital", values, colours=colours, mean=mean, top=_top(name))
         charts.append(
             Chart(
                 label=label, hint=hint, svg=svg, values=values, mean_cell=_mean_cell(mean, before)

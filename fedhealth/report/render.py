@@ -129,7 +129,8 @@ def _run_summary(records: Sequence[RoundRecord], complete: int) -> str:
     evaluated = any(r.kind == "evaluate" and r.status == "complete" for r in records)
     tail = " The final model was evaluated at the hospitals." if evaluated else ""
     return (
-        f"Run {first.run_name}: {complete} complete training rounds between {moment(first.opened_at)} and "
+        f"Run {first.run_name}: {complete} complete training round{'' if complete == 1 else 's'} "
+        f"between {moment(first.opened_at)} and "
         f"{moment(last.closed_at)}.{tail}"
     )
 
