@@ -4,10 +4,11 @@ Called by `fedhealth site evaluate`. Test patients are those of the split's test
 settings and no released metric has seen them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedhealth.contracts.data import SplitName
@@ -66,6 +67,7 @@ def evaluate_on_test(
             FH-TRAIN-009 the run has private heads and this site has none.
         SiteDataError: the cohort does not keep the data contract.
     """
+    torch.set_num_threads(site.num_threads)
     learner = Learner(study, run, device=site.device)
     load(learner.shared, spec_of(learner.shared).unflatten(vector))
     if learner.private:
@@ -84,7 +86,7 @@ def evaluate_on_test(
 def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult:
     """What this site reaches by itself: the same initial weights, settings and number of rounds, no exchange.
 
-    Nothing is written to the state folder. Site strategies' settings (FedProx) do not apply.
+    Nothing is written to the state folder. What a strategy asks of a site (FedProx) does not apply.
 
     Raises:
         TrainingError: FH-TRAIN-004 the training diverged, FH-TRAIN-005 there is no training patient.
@@ -93,14 +95,7 @@ def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult
     # Without personalisation everything is in the vector; alone, private and shared are the same.
     run = run.model_copy(update={"personalisation": "none"})
     cohort = site.load_cohort()
-    site = SiteContext(
-        site_id=site.site_id,
-        load_cohort=lambda: cohort,
-        state_dir=site.state_dir,
-        cache_dir=site.cache_dir,
-        device=site.device,
-        num_threads=site.num_threads,
-    )
+    site = replace(site, load_cohort=lambda: cohort)
     method = SupervisedTraining()
     tensors = method.initial_tensors(study, run)
     spec = TensorSpec.of(tensors)

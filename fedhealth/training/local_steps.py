@@ -45,7 +45,7 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
 
     Raises:
         CancelledTrainingError: FH-TRAIN-001 `plan.is_cancelled()` turned true.
-        TrainingError: FH-TRAIN-004 the loss is not finite.
+        TrainingError: FH-TRAIN-004 the loss or a trained weight is not finite.
         SiteDataError: a volume cannot be read.
     """
     model, config = learner.model, plan.config
@@ -71,6 +71,9 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
             optimizer.step()
             loss_sum += loss.detach().cpu().double() * len(batch)
             num_seen += len(batch)
+    # The gate looks at what leaves; nobody else looks at a private head.
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise non_finite("a trained weight")
     return float(loss_sum) / num_seen
 
 

@@ -1,10 +1,13 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from fedhealth.data.batch import Batch
-from fedhealth.training.local_steps import batch_order
+from fedhealth.data.batch import Batch, PatientDataset
+from fedhealth.errors import TrainingError
+from fedhealth.models.protocol import Task
+from fedhealth.training.learner import Learner
+from fedhealth.training.local_steps import StepPlan, batch_order, run_steps
 from fedhealth.training.modality_dropout import drop_modalities
 
 
@@ -24,6 +27,25 @@ def test_an_epoch_visits_every_patient_once(tiny: Any) -> None:
 def test_steps_are_exactly_as_many_as_asked_for(tiny: Any) -> None:
     assert [len(rows) for rows in _order(tiny, 10, local_steps=5)] == [4, 4, 2, 4, 4]
     assert [len(rows) for rows in _order(tiny, 3, local_steps=2)] == [3, 3]
+
+
+class _ExplodingTask:
+    """A finite loss whose gradient is not."""
+
+    num_outputs = 1
+
+    def loss(self, logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return (logits * 0).abs().sqrt().sum()
+
+
+def test_a_weight_that_is_not_finite_is_refused_even_when_the_loss_is_finite(tiny: Any) -> None:
+    study = tiny.study(training={"local_steps": 1})
+    learner = Learner(study, study.run("heads"))
+    learner.task = cast("Task", _ExplodingTask())
+    dataset = PatientDataset(tiny.patients(4), learner.contract)
+    plan = StepPlan(config=study.training, seed=1, proximal_mu=0.0, is_cancelled=lambda: False)
+    with pytest.raises(TrainingError, match=r"FH-TRAIN-004 a trained weight"):
+        run_steps(learner, dataset, plan)
 
 
 def _batch(present: list[list[bool]]) -> Batch:
