@@ -76,7 +76,7 @@ class TensorMean:
                 mean = self._block[: stop - start]
                 np.divide(total[start:stop], self._total, out=mean)
                 compact[start:stop] = mean
-        return compact
+        return compact.copy()  # lets the sums go before the tensor is serialised
 
 
 class MetricMean:

@@ -68,7 +68,7 @@ def rounds(
 
 
 @given(rounds())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_fedavg_is_the_weighted_mean(
     case: tuple[list[tuple[int, ...]], list[NDArray[np.float32]], list[int]],
 ) -> None:
@@ -83,7 +83,7 @@ def test_fedavg_is_the_weighted_mean(
 
 
 @given(rounds())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_uniform_weighting_forgets_sizes(
     case: tuple[list[tuple[int, ...]], list[NDArray[np.float32]], list[int]],
 ) -> None:
@@ -95,7 +95,7 @@ def test_uniform_weighting_forgets_sizes(
 
 
 @given(hnp.arrays(np.float32, 7, elements=FINITE), st.lists(SIZE, min_size=2, max_size=6))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_sites_that_agree_get_their_own_bits_back(
     vector: NDArray[np.float32], sizes: list[int]
 ) -> None:
@@ -114,7 +114,7 @@ def test_cut_into_tensors_changes_no_bit(cut: int, seed: int) -> None:
 
 
 @given(rounds())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_stock_fedavg_agrees_with_ours(
     case: tuple[list[tuple[int, ...]], list[NDArray[np.float32]], list[int]],
 ) -> None:
