@@ -18,7 +18,7 @@ from fedhealth.cli.output import (
     print_error,
     say,
 )
-from fedhealth.config.base import LogLevel
+from fedhealth.config.levels import LogLevel
 from fedhealth.errors import ExitCode, FedHealthError, UsageError
 
 log = logging.getLogger(__name__)

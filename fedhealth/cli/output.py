@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedhealth.config.base import LogLevel
+from fedhealth.config.levels import LogLevel
 from fedhealth.errors import FedHealthError
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -1,6 +1,6 @@
 """What every configuration file has in common: closed, frozen, described."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,7 +9,6 @@ Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 PluginName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
-LogLevel = Literal["debug", "info", "warning", "error"]
 OptionValue = bool | int | float | str | list[int] | list[float] | list[str]
 
 

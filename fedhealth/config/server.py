@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedhealth.config.base import ConfigModel, LogLevel
+from fedhealth.config.base import ConfigModel
+from fedhealth.config.levels import LogLevel
 
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?$")]
 """A host name or an IP address, without scheme, port or brackets."""

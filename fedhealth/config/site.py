@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhealth.config.base import ConfigModel, LogLevel, Slug
+from fedhealth.config.base import ConfigModel, Slug
+from fedhealth.config.levels import LogLevel
 from fedhealth.config.study import PluginChoice
 
 

@@ -44,7 +44,7 @@ def test_help_and_version_import_no_heavy_library_and_no_rich(
 def test_help_imports_nothing_but_the_command_line_and_configuration(tmp_path: Path) -> None:
     code = "from fedhealth.cli.app import run\nassert run(['--help']) == 0"
     loaded = imported_after(code, cwd=tmp_path)
-    assert loaded.isdisjoint({"numpy", "jinja2", "cryptography", "yaml"})
+    assert loaded.isdisjoint({"numpy", "jinja2", "cryptography", "yaml", "pydantic"})
 
 
 def test_the_relays_half_of_the_package_is_importable_without_torch(tmp_path: Path) -> None:
