@@ -1,6 +1,7 @@
 """The site contract, run on the shipped packages and on one freshly made from the template."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,13 @@ def test_ready_site_files_load_with_the_study_beside_them(path: Path, tmp_path: 
     )
     cohort = site.load_cohort(contract_of(path.parent / "study.yaml"))
     assert len(cohort.patients) > config.declared_train_size
+
+
+def test_flambys_heart_table_is_reproduced_within_one_point() -> None:
+    """Pooled and four local rows, with FLamby's settings; the script exits 1 when a row is off."""
+    command = [sys.executable, str(ROOT / "benchmarks/heart_flamby.py"), "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    record = json.loads(ran.stdout)
+    assert len(record["rows"]) == 5
+    assert all(abs(row["difference"]) <= 0.01 for row in record["rows"])
