@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("cli.md", "configuration.md", "exit-codes.md", "round-record.md")
+PAGES = ("cli.md", "configuration.md", "exit-codes.md", "plugins.md", "round-record.md")
 
 
 @pytest.fixture(scope="module")
