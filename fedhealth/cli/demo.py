@@ -17,7 +17,9 @@ def demo(  # noqa: PLR0917 - typer passes options by name
         Literal["synthetic", "heart"],
         typer.Option(help="synthetic: generated T1 + EHR; heart: the four real UCI hospitals."),
     ] = "synthetic",
-    out: Annotated[Path | None, typer.Option(help="Folder to work in; a new one by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to work in; a new one by default.")
+    ] = None,
     sites: Annotated[int | None, typer.Option(help="Hospitals (synthetic: 2 to 4).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of every run.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of cohort and study.", min=0)] = None,
@@ -31,9 +33,7 @@ def demo(  # noqa: PLR0917 - typer passes options by name
     from fedhealth.demo.run import Demo
     from fedhealth.demo.summary import summary_rows
 
-    plan = make_plan(
-        study, num_sites=sites, num_rounds=rounds, seed=seed, is_small=size == "tests"
-    )
+    plan = make_plan(study, num_sites=sites, num_rounds=rounds, seed=seed, is_small=size == "tests")
     folder = out or Path(f"fedhealth-demo/{datetime.now(UTC):%Y%m%d-%H%M%S}")
     result = Demo(plan=plan, folder=folder.resolve(), say=say).run()
     headers, rows = summary_rows(result["sites"])

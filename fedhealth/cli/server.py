@@ -13,7 +13,7 @@ HomeOption = Annotated[Path, typer.Option("--home", help="The server's home fold
 
 
 @app.command()
-def init(
+def init(  # noqa: PLR0917 - typer passes options by name
     study: Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")],
     home: HomeOption,
     host: Annotated[

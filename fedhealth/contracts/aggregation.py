@@ -1,4 +1,7 @@
-"""What the round loop asks of a strategy, in fedhealth's words. `flower/strategy_adapter.py` implements it over Flower's five verbs."""
+"""What the round loop asks of a strategy, in fedhealth's words.
+
+`flower/strategy_adapter.py` implements it over Flower's five verbs.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +41,7 @@ class Aggregate:
 class Aggregator(Protocol):
     """A strategy bound to one run."""
 
-    def configure(
-        self, round_number: int, vector: Vector, cohort: Sequence[str]
-    ) -> StrategyConfig:
+    def configure(self, round_number: int, vector: Vector, cohort: Sequence[str]) -> StrategyConfig:
         """What the strategy wants every site of this round's cohort to know.
 
         Raises:

@@ -1,4 +1,7 @@
-"""What a study expects of every hospital's data: the data contract. Built by `config`, read by `data` and site packages."""
+"""What a study expects of every hospital's data: the data contract.
+
+Built by `config`, read by `data` and by site packages.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum

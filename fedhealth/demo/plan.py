@@ -37,7 +37,12 @@ class DemoPlan:
 
 
 def make_plan(
-    study: StudyName, *, num_sites: int | None, num_rounds: int | None, seed: int | None, is_small: bool
+    study: StudyName,
+    *,
+    num_sites: int | None,
+    num_rounds: int | None,
+    seed: int | None,
+    is_small: bool,
 ) -> DemoPlan:
     """The embedded study, with the wished numbers.
 
@@ -62,9 +67,7 @@ def make_plan(
         for run in content["runs"]:
             run["num_rounds"] = num_rounds
     sites = _heart_sites(num_sites) if study == "heart" else _synthetic_sites(num_sites, content)
-    return DemoPlan(
-        study=study, sites=sites, study_text=yaml.safe_dump(content, sort_keys=False)
-    )
+    return DemoPlan(study=study, sites=sites, study_text=yaml.safe_dump(content, sort_keys=False))
 
 
 def write_study(plan: DemoPlan, folder: Path) -> Path:

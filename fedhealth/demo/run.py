@@ -90,7 +90,9 @@ class Demo:
 
     def _federate(self) -> None:
         started = [
-            self._children.start(site.site_id, self._argv("site", "start", "--home", self._home(site)))
+            self._children.start(
+                site.site_id, self._argv("site", "start", "--home", self._home(site))
+            )
             for site in self.plan.sites
         ]
         self._step(f"{len(started)} hospitals are starting, each with its own processes")

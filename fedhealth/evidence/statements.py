@@ -199,5 +199,7 @@ class Contribution(Statement):
         has_update = self.update_sha256 is not None
         expects = self.drop_code is None and self.kind == "train"
         if has_update != expects or has_update != (self.num_elements > 0):
-            raise ValueError("an update goes with a train contribution without a code, and only there")
+            raise ValueError(
+                "an update goes with a train contribution without a code, and only there"
+            )
         return self

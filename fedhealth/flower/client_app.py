@@ -54,7 +54,9 @@ def _relay(message: Message) -> RecordDict:
 def seconds_left(message: Message) -> float:
     """Time until the relay must have answered: the message's time to live, less the way back."""
     metadata = message.metadata
-    age = max(0.0, time.time() - metadata.created_at)  # clocks differ by at most 5 s (node authentication)
+    age = max(
+        0.0, time.time() - metadata.created_at
+    )  # clocks differ by at most 5 s (node authentication)
     way_back = min(1.0, 0.1 * metadata.ttl)
     return max(0.1, metadata.ttl - min(age, metadata.ttl) - way_back)
 
@@ -100,4 +102,3 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-

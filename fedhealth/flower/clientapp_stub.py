@@ -1,4 +1,4 @@
-"""What stands for `flwr-clientapp` on a site's PATH: hands its arguments to the warm process (standard library only)."""
+"""Stands for `flwr-clientapp` on a site's PATH: hands its arguments to the warm process (standard library only)."""
 
 import json
 import socket

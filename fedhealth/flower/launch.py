@@ -103,7 +103,7 @@ def server_superexec(place: SuperLinkPlace) -> Command:
     ]  # fmt: skip
 
 
-def supernode(  # noqa: PLR0917 - one command line
+def supernode(
     address: str, ca_certificate: Path, node_key: Path, port: int, secret: Path, *, fast: bool
 ) -> Command:
     """The SuperNode: dials out only; its local Runtime API wants the secret."""
@@ -136,7 +136,9 @@ def site_superexec(port: int, secret: Path) -> Command:
 def write_clientapp_stub(folder: Path, warm_socket: Path) -> Path:
     """Put a `flwr-clientapp` into `folder` that hands over to the warm process; returns the folder."""
     line = shlex.join([sys.executable, "-I", "-S", str(STUB), str(warm_socket)])
-    write_atomically(folder / "flwr-clientapp", f'#!/bin/sh\nexec {line} "$@"\n'.encode(), mode=0o700)
+    write_atomically(
+        folder / "flwr-clientapp", f'#!/bin/sh\nexec {line} "$@"\n'.encode(), mode=0o700
+    )
     return folder
 
 

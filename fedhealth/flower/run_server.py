@@ -115,9 +115,7 @@ class ServerProcesses:
             secret=launch.new_secret(self.home.live / "superexec.secret"),
         )
         launch.write_connection(self.home.flower / "home", place.address, place.ca_certificate)
-        superlink = self.children.start(
-            "superlink", launch.superlink(place), env=self._environment
-        )
+        superlink = self.children.start("superlink", launch.superlink(place), env=self._environment)
         self._wait_healthy(f"https://{place.address}/health", superlink)
         bin_folder = launch.write_serverapp_wrapper(self.home.live / "bin", self.home.logs)
         self.children.start(
@@ -190,7 +188,7 @@ class ServerProcesses:
             capture_output=True,
             timeout=FLWR_S,
             check=False,
-            preexec_fn=lambda: die_with_parent(supervisor),  # noqa: PLW1509 - one-threaded here
+            preexec_fn=lambda: die_with_parent(supervisor),
         )
         try:
             answer: dict[str, Any] = json.loads(done.stdout)
@@ -308,7 +306,6 @@ def run_server(home: ServerHome, progress: Progress) -> int:
         try:
             server.run()
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for stopped, handler in previous.items():
+                signal.signal(stopped, handler)
         return ExitCode.INTERRUPTED if signal.SIGINT in received else ExitCode.OK
-

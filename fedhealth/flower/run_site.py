@@ -15,8 +15,8 @@ from fedhealth.durable import exclusive, read_json, write_json
 from fedhealth.errors import ExitCode, FedHealthError, IdentityError, TransportError
 from fedhealth.flower import launch
 from fedhealth.flower.client_app import SOCKET_VARIABLE
-from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.handover import read_failure
+from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.supervision.children import Child, Children
 from fedhealth.supervision.ports import free_port
 
@@ -55,9 +55,7 @@ class SiteProcesses:
         """
         try:
             worker = self._start_worker()
-            self.notify("worker ready: cohort read, no network in the data zone"
-                        if self._isolation() == "network-namespace" else
-                        "worker ready: cohort read (this kernel gives it no own network namespace)")
+            self.notify(_ready_text(read_json(self.pinned.folder.status).get("isolation")))
             node = self._start_network_zone()
             self.notify(f"dialling {self.pinned.address}")
             while not self.stopping.wait(0.2):
@@ -72,9 +70,6 @@ class SiteProcesses:
                     path.unlink()
                 self._sockets.rmdir()
 
-    def _isolation(self) -> object:
-        return read_json(self.pinned.folder.status).get("isolation")
-
     def _start_worker(self) -> Child:
         failure = self.pinned.folder.run / "worker-failure.json"
         failure.unlink(missing_ok=True)
@@ -85,12 +80,17 @@ class SiteProcesses:
             "worker",
             launch.module(
                 "fedhealth.site.worker",
-                "--home", self.home.root,
-                "--study", self.pinned.study.id,
-                "--socket", socket_path,
-                "--failure", failure,
-                "--log-level", self.pinned.config.log_level,
-            ),  # fmt: skip
+                "--home",
+                self.home.root,
+                "--study",
+                self.pinned.study.id,
+                "--socket",
+                socket_path,
+                "--failure",
+                failure,
+                "--log-level",
+                self.pinned.config.log_level,
+            ),
             env=environment,
         )
         deadline = time.monotonic() + WORKER_START_S
@@ -113,7 +113,9 @@ class SiteProcesses:
             raise read_failure(
                 self.pinned.folder.run / "worker-failure.json", self.home.logs / "worker.log"
             )
-        self.notify(f"the worker was killed by signal {-(ended.exit_code() or 0)}; starting it again")
+        self.notify(
+            f"the worker was killed by signal {-(ended.exit_code() or 0)}; starting it again"
+        )
         self.children.end(ended)
         self._back_off()
         return self._start_worker()
@@ -174,6 +176,12 @@ class SiteProcesses:
         self.stopping.wait(self._wait_s)
 
 
+def _ready_text(isolation: object) -> str:
+    if isolation == "network-namespace":
+        return "worker ready: cohort read, no network in the data zone"
+    return "worker ready: cohort read (without a network namespace of its own: site.yaml or the kernel)"
+
+
 def not_admitted(pinned: Pinned) -> IdentityError:
     """The server does not know this site's key: not admitted (yet), or revoked."""
     return IdentityError(
@@ -208,9 +216,7 @@ def run_site(home: SiteHome, study_id: str, notify: Callable[[str], None]) -> in
         try:
             site.run()
         except FedHealthError as error:
-            write_json(
-                pinned.folder.status, {"state": "failed", "code": error.code, "pid": None}
-            )
+            write_json(pinned.folder.status, {"state": "failed", "code": error.code, "pid": None})
             raise
         write_json(pinned.folder.status, {"state": "stopped", "pid": None})
         return ExitCode.INTERRUPTED if signal.SIGINT in received else ExitCode.OK

@@ -43,7 +43,7 @@ def main() -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    start_client_internal.time = EagerTime(time)  # type: ignore[assignment]  # stands for the module
+    vars(start_client_internal)["time"] = EagerTime(time)
     flower_supernode()
 
 

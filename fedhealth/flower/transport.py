@@ -22,7 +22,9 @@ from fedhealth.server.round_loop import RawReply
 
 log = logging.getLogger("fedhealth.server")
 POLL_S: Final = 0.05
-LATE_S: Final = 1.0  # a relay answers up to a second before the time to live; then comes the way back
+LATE_S: Final = (
+    1.0  # a relay answers up to a second before the time to live; then comes the way back
+)
 
 
 class FlowerTransport:

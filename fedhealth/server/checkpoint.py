@@ -67,10 +67,10 @@ def read_last_checkpoint(folder: RunFolder) -> Checkpoint:
             why="There is nothing to train from.",
             fix="Restore it from a backup of the server's home, or initialise the study again.",
         ) from None
-    spec = TensorSpec.of(_in_file_order(tensors, read_json(folder.initial_model.with_suffix(".json"))))
-    return Checkpoint(
-        round_number=0, spec=spec, vector=spec.flatten(tensors), strategy_state={}
+    spec = TensorSpec.of(
+        _in_file_order(tensors, read_json(folder.initial_model.with_suffix(".json")))
     )
+    return Checkpoint(round_number=0, spec=spec, vector=spec.flatten(tensors), strategy_state={})
 
 
 def write_initial(folder: RunFolder, tensors: Mapping[str, NDArray[np.float32]]) -> None:

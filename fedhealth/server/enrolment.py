@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import yaml
 from cryptography.exceptions import InvalidSignature
@@ -51,7 +52,13 @@ class Initialised:
 
 
 def init_server(
-    home: ServerHome, study_path: Path, *, host: str, listen_host: str, port: int, method: TrainingMethod
+    home: ServerHome,
+    study_path: Path,
+    *,
+    host: str,
+    listen_host: str,
+    port: int,
+    method: TrainingMethod,
 ) -> Initialised:
     """Make CA, keys, initial models and the signed invitation.
 
@@ -185,7 +192,9 @@ def _open_request(path: Path, study_sha256: str) -> tuple[JoinRequest, VerifyKey
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(
-            "FH-USAGE-014", f"the request {path} cannot be read ({error.strerror}).", fix="Check the path."
+            "FH-USAGE-014",
+            f"the request {path} cannot be read ({error.strerror}).",
+            fix="Check the path.",
         ) from None
     envelope = Envelope.from_bytes(data)
     claimed = parse_statement(JoinRequest, envelope.payload)
@@ -208,10 +217,9 @@ def _check_possession(request: JoinRequest, site_key: VerifyKey) -> None:
     ).digest()
     try:
         public = load_ssh_public_key(request.node_key.encode())
-        if not isinstance(public, EllipticCurvePublicKey):
-            raise ValueError  # noqa: TRY004 - handled as any other bad key, below
-        public.verify(base64.b64decode(request.node_key_proof), message, ECDSA(SHA384()))
-    except (InvalidSignature, ValueError, binascii.Error):
+        proof = base64.b64decode(request.node_key_proof)
+        cast("EllipticCurvePublicKey", public).verify(proof, message, ECDSA(SHA384()))
+    except (InvalidSignature, ValueError, TypeError, AttributeError, binascii.Error):
         raise IdentityError(
             "FH-IDENTITY-031",
             f"the request of site {request.site_id} does not prove that it holds its node key.",

@@ -90,7 +90,9 @@ class Gateway:
             routes=[
                 Route("/health", self._health, methods=["GET"]),
                 Route(FLEET_PREFIX + "{rest:path}", self._fleet, methods=["POST"]),
-                Route("/{rest:path}", _forbidden, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
+                Route(
+                    "/{rest:path}", _forbidden, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]
+                ),
             ],
             lifespan=self._lifespan,
             exception_handlers={404: _forbidden, 405: _forbidden},

@@ -52,7 +52,7 @@ class Recorder:
         wire = since(read_wire_bytes(self._home.wire_counters), self._wire)
         roster = read_roster(self._home.roster).admitted
         record = round_record(outcome, self._run, roster, wire)
-        write_round(self._folder.reports, record)
+        write_round(self._folder.reports, record, study_title=self._study.title)
         log.info(
             "round closed run=%s round=%d attempt=%d status=%s",
             self._run.name,

@@ -5,16 +5,19 @@ import socket
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from fedhealth.config.study import RunPlan
 from fedhealth.evidence.statements import Manifest
 from fedhealth.report.record import (
+    MetricName,
     RoundRecord,
     SiteFact,
     SiteStatus,
     TensorFact,
     Timings,
     Versions,
+    mean_metrics,
     tensor_spec_digest,
 )
 from fedhealth.server.roster import RosterLine
@@ -39,7 +42,8 @@ def round_record(
     tensors = tuple(
         TensorFact(name=t.name, shape=t.shape, offset=t.offset) for t in manifest.tensors
     )
-    mean = outcome.aggregate
+    sites = _sites(outcome, manifest, roster, wire)
+    train_means, evaluate_means = _means(outcome, sites)
     return RoundRecord(
         study_id=manifest.study_id,
         study_sha256=manifest.study_sha256,
@@ -68,9 +72,9 @@ def round_record(
         },
         personalisation=run.personalisation,
         min_cohort=manifest.min_cohort,
-        sites=_sites(outcome, manifest, roster, wire),
-        aggregate_train_metrics=dict(mean.train_metrics) if mean else {},
-        aggregate_evaluate_metrics=dict(mean.evaluate_metrics) if mean else {},
+        sites=sites,
+        aggregate_train_metrics=train_means,
+        aggregate_evaluate_metrics=evaluate_means,
         versions=Versions(fedhealth=version("fedhealth"), flwr=version("flwr")),
     )
 
@@ -88,11 +92,27 @@ def read_wire_bytes(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def since(now: WireBytes, before: WireBytes) -> dict[str, tuple[int, int]]:
-    """Bytes between two readings."""
-    return {
+    """Bytes between two readings; a gateway that was restarted in between has not measured the round."""
+    passed = {
         key: (received - before.get(key, (0, 0))[0], sent - before.get(key, (0, 0))[1])
         for key, (received, sent) in now.items()
     }
+    return {key: counts for key, counts in passed.items() if min(counts) >= 0}
+
+
+def _means(
+    outcome: RoundOutcome, sites: tuple[SiteFact, ...]
+) -> tuple[dict[MetricName, float], dict[MetricName, float]]:
+    """The strategy's own means of a training round; the closing evaluation has no strategy."""
+    if outcome.aggregate is None:
+        is_closing = outcome.status == "complete"
+        return {}, (mean_metrics(sites, "evaluate") if is_closing else {})
+    mean = outcome.aggregate
+    return _named(mean.train_metrics), _named(mean.evaluate_metrics)
+
+
+def _named(metrics: Mapping[str, float]) -> dict[MetricName, float]:
+    return {cast("MetricName", name): value for name, value in metrics.items()}
 
 
 def _sites(
@@ -129,8 +149,8 @@ def _site(site: SiteOutcome, *, is_void: bool, wire: WireBytes) -> SiteFact:
         wire_bytes_in=counts[0] if counts else None,
         wire_bytes_out=counts[1] if counts else None,
         answered_after_s=site.answered_after_s,
-        train_metrics=dict(said.train_metrics) if said and is_counted else {},
-        evaluate_metrics=dict(said.evaluate_metrics) if said and is_counted else {},
+        train_metrics=_named(said.train_metrics) if said and is_counted else {},
+        evaluate_metrics=_named(said.evaluate_metrics) if said and is_counted else {},
     )
 
 

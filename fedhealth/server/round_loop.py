@@ -263,7 +263,7 @@ class RoundLoop:
             self.recorder.answered(manifest, outcome)
         return list(outcomes.values()), envelope.payload_digest
 
-    def _take(  # noqa: PLR0917 - the facts of one reply
+    def _take(
         self,
         reply: RawReply,
         outcome: SiteOutcome,
@@ -315,7 +315,7 @@ class _Stopwatch:
         self._last = now
 
 
-def _outcome(  # noqa: PLR0917 - the facts of one round
+def _outcome(
     manifest: Manifest,
     manifest_sha256: str,
     sites: list[SiteOutcome],
@@ -357,4 +357,3 @@ def _too_many_voids(run_name: str, voids: int) -> QuorumError:
         why="Too few sites contributed; the model is the one of the last complete round.",
         fix="Read the last round's report for the reasons, then run `fedhealth server run` again.",
     )
-

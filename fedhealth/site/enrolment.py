@@ -117,7 +117,9 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
     write_atomically(folder.ca_certificate, invitation.ca_certificate.encode())
     write_atomically(folder.invitation, envelope.to_bytes())
     signing_key = _signing_key(home)
-    request = _request(home, invitation, study, signing_key, config.site_id, config.declared_train_size)
+    request = _request(
+        home, invitation, study, signing_key, config.site_id, config.declared_train_size
+    )
     outbound = release_keys(request.sign(signing_key).to_bytes())
     Journal(folder.journal).append(
         "keys", {"sha256": outbound.digest, "num_bytes": len(outbound.payload)}
@@ -228,7 +230,9 @@ def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the requ
 ) -> JoinRequest:
     key = node_key(home)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    proof = key.sign(possession_message(invitation.study_sha256, signing_key.public), ECDSA(SHA384()))
+    proof = key.sign(
+        possession_message(invitation.study_sha256, signing_key.public), ECDSA(SHA384())
+    )
     return JoinRequest(
         study_id=invitation.study_id,
         study_sha256=invitation.study_sha256,
@@ -243,7 +247,9 @@ def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the requ
 
 def possession_message(study_sha256: str, signing_key: VerifyKey) -> bytes:
     """What the node key signs, so that nobody enrols somebody else's node key."""
-    return hashlib.sha256(f"fedhealth node key {study_sha256} {signing_key.key_id}".encode()).digest()
+    return hashlib.sha256(
+        f"fedhealth node key {study_sha256} {signing_key.key_id}".encode()
+    ).digest()
 
 
 def _not_ours(reason: str) -> IdentityError:

@@ -86,7 +86,9 @@ def _train(  # noqa: PLR0917 - the facts of one round
     )
 
 
-def refuse_round(code: DropCode, header: Mapping[str, object], pinned: Pinned) -> SignedAnswer | None:
+def refuse_round(
+    code: DropCode, header: Mapping[str, object], pinned: Pinned
+) -> SignedAnswer | None:
     """A signed code for a manifest that verifies; None when there is no manifest to sign for."""
     from fedhealth.site.manifest_checks import ManifestRefusedError
 

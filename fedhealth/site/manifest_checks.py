@@ -63,7 +63,9 @@ def _check_cohort(manifest: Manifest, pinned: Pinned) -> None:
         )
 
 
-def accept_model(manifest: Manifest, payload: bytes | bytearray, expected: TensorSpec) -> NDArray[np.float32]:
+def accept_model(
+    manifest: Manifest, payload: bytes | bytearray, expected: TensorSpec
+) -> NDArray[np.float32]:
     """The incoming vector, after its spec, digest and values were checked.
 
     Args:
@@ -75,14 +77,22 @@ def accept_model(manifest: Manifest, payload: bytes | bytearray, expected: Tenso
         ManifestRefusedError: another spec, another digest, or a value that is not finite.
     """
     if manifest.spec != expected:
-        raise ManifestRefusedError(DropCode.WRONG_SPEC, "its tensors are not those of the study's model")
+        raise ManifestRefusedError(
+            DropCode.WRONG_SPEC, "its tensors are not those of the study's model"
+        )
     if len(payload) != expected.num_bytes:
-        raise ManifestRefusedError(DropCode.WRONG_SPEC, "the model has another size than its tensors")
+        raise ManifestRefusedError(
+            DropCode.WRONG_SPEC, "the model has another size than its tensors"
+        )
     vector = vector_from_bytes(payload)
     if vector_digest(vector) != manifest.model_sha256:
-        raise ManifestRefusedError(DropCode.MANIFEST_INVALID, "the model is not the one that was signed")
+        raise ManifestRefusedError(
+            DropCode.MANIFEST_INVALID, "the model is not the one that was signed"
+        )
     if not np.isfinite(vector).all():
-        raise ManifestRefusedError(DropCode.NON_FINITE, "the model holds a value that is not finite")
+        raise ManifestRefusedError(
+            DropCode.NON_FINITE, "the model holds a value that is not finite"
+        )
     return vector
 
 

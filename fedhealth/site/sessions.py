@@ -14,7 +14,9 @@ from fedhealth.evidence.statements import Manifest
 from fedhealth.site.home import Pinned, SiteHome
 
 
-def site_package(pinned_or_home: "SiteHome", package: str, options: dict[str, object], data_dir: Path) -> SitePackage:
+def site_package(
+    pinned_or_home: "SiteHome", package: str, options: dict[str, object], data_dir: Path
+) -> SitePackage:
     """The hospital's own package, ready to load its cohort.
 
     Raises:

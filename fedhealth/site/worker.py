@@ -41,7 +41,9 @@ from fedhealth.supervision.die_with_parent import die_with_parent
 
 log = logging.getLogger("fedhealth.site.worker")
 _PEER_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: socket(7), SO_PEERCRED
-RECEIVE_TIMEOUT_S: Final = 120.0  # for a frame that has begun; a silent relay cannot hold the worker
+RECEIVE_TIMEOUT_S: Final = (
+    120.0  # for a frame that has begun; a silent relay cannot hold the worker
+)
 
 
 class Worker:
@@ -208,8 +210,13 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("worker ends code=%s", error.code)  # noqa: TRY400 - the text goes to the supervisor
         write_json(
             args.failure,
-            {"code": error.code, "what": error.what, "why": error.why, "fix": error.fix,
-             "exit_code": int(error.exit_code)},
+            {
+                "code": error.code,
+                "what": error.what,
+                "why": error.why,
+                "fix": error.fix,
+                "exit_code": int(error.exit_code),
+            },
         )
         return int(error.exit_code)
     return 0

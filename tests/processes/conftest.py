@@ -67,9 +67,7 @@ class Federation:
             self.start_site(site_id)
 
     def start_server(self) -> subprocess.Popen[str]:
-        return self.command(
-            "server", "run", "--home", str(self.server.root), out="server.out"
-        )
+        return self.command("server", "run", "--home", str(self.server.root), out="server.out")
 
     def command(self, *arguments: str, out: str) -> subprocess.Popen[str]:
         with (self.root / out).open("a") as file:
