@@ -30,7 +30,7 @@ class Learner:
 
     Raises:
         ConfigError: the model or the task is wrong (see `fedhealth.models.build`), FH-TRAIN-002 there is no
-            such device.
+            such device, FH-MODEL-008 a private head is asked for and the model is all head or has none.
     """
 
     def __init__(self, study: "Study", run: "RunPlan", *, device: str = "cpu") -> None:
@@ -46,11 +46,13 @@ class Learner:
         named = trainable_parameters(self.model)
         self.shared = {name: p for name, p in named if not is_private(name, prefixes)}
         self.private = {name: p for name, p in named if is_private(name, prefixes)}
-        if not self.shared:
+        if run.personalisation == "private_head" and not (self.shared and self.private):
             raise ConfigError(
                 "FH-MODEL-008",
-                "with personalisation private_head nothing of this model is shared.",
-                fix="Set personalisation to none, or narrow the model's head_prefixes.",
+                "personalisation private_head needs a model with a head and something besides it.",
+                why=f"Of this model's trainable tensors, {len(self.private)} belong to the head and "
+                f"{len(self.shared)} would be shared.",
+                fix="Set personalisation to none, or correct the model's head_prefixes.",
             )
 
     def predict(self, dataset: PatientDataset, *, batch_size: int) -> NDArray[np.float64]:

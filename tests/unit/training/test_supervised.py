@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from fedhealth import plugins
 from fedhealth.contracts.local_training import RoundTask, SiteContext
 from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.data.batch import Batch
 from fedhealth.errors import CancelledTrainingError, ConfigError, TrainingError
 from fedhealth.training.supervised import SupervisedSession, SupervisedTraining
 
@@ -50,6 +53,37 @@ def test_private_head_parameters_are_not_among_the_shared_tensors(tiny: Any) -> 
     shared = SupervisedTraining().initial_tensors(study, study.run("heads"))
     everything = SupervisedTraining().initial_tensors(study, study.run("plain"))
     assert set(everything) - set(shared) == {"head.weight", "head.bias"}
+
+
+class _Flat(nn.Module):
+    """Everything is `layer.`; which of it is the head is told by the test."""
+
+    def __init__(self, prefixes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.head_prefixes = prefixes
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(batch.tables["ehr"])
+        return logits
+
+
+@pytest.mark.parametrize("prefixes", [(), ("layer.",)])
+def test_a_private_head_needs_a_head_and_something_to_share(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, prefixes: tuple[str, ...]
+) -> None:
+    real = plugins.load
+    monkeypatch.setattr(
+        plugins,
+        "load",
+        lambda group, name: (
+            (lambda *_: _Flat(prefixes)) if group == "fedhealth.models" else real(group, name)
+        ),
+    )
+    study = tiny.study()
+    assert SupervisedTraining().initial_tensors(study, study.run("plain"))
+    with pytest.raises(ConfigError, match="FH-MODEL-008"):
+        SupervisedTraining().initial_tensors(study, study.run("heads"))
 
 
 def test_training_learns_a_label_that_needs_both_modalities(tmp_path: Path, tiny: Any) -> None:
