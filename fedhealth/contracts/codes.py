@@ -1,6 +1,7 @@
 """Why a site did not contribute: the closed list of codes. A code is all that ever crosses to another party."""
 
 from enum import StrEnum
+from typing import Final
 
 
 class DropCode(StrEnum):
@@ -27,3 +28,14 @@ class DropCode(StrEnum):
     NO_REPLY = "no_reply"
     BAD_SIGNATURE = "bad_signature"
     CONTRIBUTION_INVALID = "contribution_invalid"
+
+
+SERVER_CODES: Final = frozenset(
+    {
+        DropCode.NODE_UNAVAILABLE,
+        DropCode.NO_REPLY,
+        DropCode.BAD_SIGNATURE,
+        DropCode.CONTRIBUTION_INVALID,
+    }
+)
+"""What only the server itself can find: a site or a relay that says so is not believed."""

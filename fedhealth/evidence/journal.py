@@ -4,6 +4,8 @@ Each line holds the SHA-256 of the line before, so that a removed or altered lin
 site; the lines hold digests, sizes and codes, never content.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -18,12 +20,14 @@ GENESIS: Final = "0" * 64
 
 
 class Journal:
-    """Append-only JSON lines with a hash chain and fsync. One writer: the worker."""
+    """Append-only JSON lines with a hash chain and fsync. One writer: a second one is refused."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
+        _set_torn_tail_aside(path)
         self._head, self._length = verify_journal(path) if path.exists() else (GENESIS, 0)
+        self._size = path.stat().st_size if path.exists() else 0
 
     @property
     def head(self) -> str:
@@ -31,7 +35,12 @@ class Journal:
         return self._head
 
     def append(self, kind: str, body: dict[str, str | int]) -> str:
-        """Write one line durably and return its hash."""
+        """Write one line durably and return its hash.
+
+        Raises:
+            EvidenceError: FH-EVIDENCE-011 somebody else wrote into the file.
+            OSError: the line could not be written; nothing of it stays.
+        """
         entry = {
             "seq": self._length + 1,
             "previous": self._head,
@@ -42,32 +51,35 @@ class Journal:
         line = canonical_json(entry)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(descriptor, line + b"\n")
-            os.fsync(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_size != self._size:
+                raise _second_writer()
+            self._write_whole(descriptor, line + b"\n")
         finally:
             os.close(descriptor)
         self._head = hashlib.sha256(line).hexdigest()
         self._length += 1
         return self._head
 
+    def _write_whole(self, descriptor: int, line: bytes) -> None:
+        written = os.write(descriptor, line)
+        if written != len(line):  # a full disk takes a part
+            os.ftruncate(descriptor, self._size)
+            raise OSError(errno.ENOSPC, "the journal line was not written whole")
+        os.fsync(descriptor)
+        self._size += written
+
 
 def verify_journal(path: Path) -> tuple[str, int]:
-    """Walk the chain; returns the head and the number of lines.
+    """Walk the chain, changing nothing; returns the head and the number of lines.
 
-    A torn last line (a crash in the middle of a write) is cut off and set aside as `<name>.broken`, since the
-    message that it announced did not leave. Anything else that does not fit is refused.
+    A last line without its end is one that is being written now, or that a crash tore: the message that it
+    announces did not leave, so it does not count. Anything else that does not fit is refused.
 
     Raises:
         EvidenceError: FH-EVIDENCE-010 a line was removed, altered or reordered.
     """
-    data = path.read_bytes()
-    complete, _, tail = data.rpartition(b"\n")
-    if tail:
-        path.with_suffix(".broken").write_bytes(tail)
-        with path.open("rb+") as file:
-            file.truncate(len(data) - len(tail))
-            file.flush()
-            os.fsync(file.fileno())
+    complete, _, _ = path.read_bytes().rpartition(b"\n")
     head, lines = GENESIS, complete.split(b"\n") if complete else []
     for number, line in enumerate(lines, start=1):
         try:
@@ -84,3 +96,27 @@ def verify_journal(path: Path) -> tuple[str, int]:
             )
         head = hashlib.sha256(line).hexdigest()
     return head, len(lines)
+
+
+def _set_torn_tail_aside(path: Path) -> None:
+    """Cut a torn last line off and keep it in `<name>.broken`: the writer does this, and nobody who only reads."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    tail = data.rpartition(b"\n")[2]
+    if not tail:
+        return
+    with path.with_suffix(".broken").open("ab") as broken:
+        broken.write(tail + b"\n")
+    with path.open("rb+") as file:
+        file.truncate(len(data) - len(tail))
+        os.fsync(file.fileno())
+
+
+def _second_writer() -> EvidenceError:
+    return EvidenceError(
+        "FH-EVIDENCE-011",
+        "somebody else wrote into the site journal.",
+        why="Two writers break its chain: it would no longer show all that left.",
+        fix="Stop every other process on this home, then start again.",
+    )

@@ -156,6 +156,8 @@ class Manifest(Statement):
             raise ValueError("tensor names repeat")
         if len({m.site_id for m in self.cohort}) != len(self.cohort):
             raise ValueError("a site is in the cohort twice")
+        if len({m.key_id for m in self.cohort}) != len(self.cohort):
+            raise ValueError("one key stands for two sites")  # a cohort could be padded with itself
         return self
 
     @property

@@ -117,9 +117,7 @@ def supernode(
         "--superexec-auth-secret-file", secret,
         "--max-retries", "1",
     ]  # fmt: skip
-    if fast:
-        return module("fedhealth.flower.supernode_process", *arguments)
-    return [script("flower-supernode"), *arguments]
+    return module("fedhealth.flower.supernode_process", *(["--eager"] if fast else []), *arguments)
 
 
 def site_superexec(port: int, secret: Path) -> Command:

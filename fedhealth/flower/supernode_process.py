@@ -1,16 +1,19 @@
-"""A SuperNode that asks for messages more often while a round is near (docs/adr/0007).
+"""The SuperNode process; with `--eager`, one that asks for messages more often while a round is near (docs/adr/0007).
 
 Flower 1.41 sleeps three seconds between two questions, and half a second while it waits for a reply. Here the
 module's `time` is replaced by one whose `sleep` begins short and grows to a second when nothing happens. This
 is private behaviour: `tests/flower_contract` fails when it changes, and `fast_transport: false` is the way back.
 """
 
+import os
+import sys
 import time
 from types import ModuleType
 from typing import Any, Final
 
 from fedhealth.supervision.die_with_parent import die_with_parent
 
+EAGER: Final = "--eager"
 IDLE_SLEEP_S: Final = 3.0  # flwr/supernode/start_client_internal.py, main loop
 FIRST_SLEEP_S: Final = 0.1
 LONGEST_SLEEP_S: Final = 1.0
@@ -38,13 +41,27 @@ class EagerTime:
 
 
 def main() -> None:
-    """Flower's own entry point, with the shorter sleeps."""
+    """Flower's own entry point, which must also *end* this process.
+
+    A SuperNode that lost its server leaves its main thread, but its local HTTP server keeps the process
+    alive for ever: the supervisor would wait for a node that no longer asks for messages.
+    """
     die_with_parent()
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    vars(start_client_internal)["time"] = EagerTime(time)
-    flower_supernode()
+    if sys.argv[1:2] == [EAGER]:
+        del sys.argv[1]
+        vars(start_client_internal)["time"] = EagerTime(time)
+    status = 1
+    try:
+        flower_supernode()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

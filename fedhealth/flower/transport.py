@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import httpx
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -64,11 +65,25 @@ class FlowerTransport:
         del content
         while outstanding and time.monotonic() - begin < ttl_s + LATE_S:
             for message_id in list(outstanding):
-                for message in self._grid.pull_messages([message_id]):
-                    yield _raw_reply(message, outstanding.pop(message_id), begin)
+                reply = self._pull(message_id, outstanding[message_id], begin)
+                if reply is not None:
+                    del outstanding[message_id]
+                    yield reply
             time.sleep(POLL_S)
         for site_id in outstanding.values():
             yield _dropped(site_id, DropCode.DEADLINE, begin)
+
+    def _pull(self, message_id: str, site_id: str, begin: float) -> RawReply | None:
+        """The reply to one message, if it is there; what Flower cannot read is a fault of its site."""
+        try:
+            for message in self._grid.pull_messages([message_id]):
+                return _raw_reply(message, site_id, begin)
+        except (httpx.HTTPError, ConnectionError):
+            raise  # the SuperLink, not the site
+        except Exception as error:  # noqa: BLE001 - one hostile site must not end the run
+            log.warning("unreadable reply site=%s error=%s", site_id, type(error).__name__)
+            return _dropped(site_id, DropCode.PROTOCOL, begin)
+        return None
 
     def _nodes(self) -> dict[str, int]:
         """Site id to node id, by the key that the SuperLink authenticated."""

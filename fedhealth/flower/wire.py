@@ -9,7 +9,7 @@ from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.codes import SERVER_CODES, DropCode
 from fedhealth.evidence.signing import Envelope
 
 STATEMENT: Final = "fedhealth.statement"
@@ -56,7 +56,7 @@ def unpack_reply(content: RecordDict) -> WireReply:
     statement = content.config_records.get(STATEMENT)
     code_text = statement.get("code") if statement is not None else None
     if isinstance(code_text, str):
-        known = code_text in set(DropCode)
+        known = code_text in set(DropCode) - SERVER_CODES
         return WireReply(
             envelope=None, code=DropCode(code_text) if known else DropCode.PROTOCOL, payload=b""
         )

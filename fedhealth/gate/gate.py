@@ -60,9 +60,10 @@ def release_update(
         tensor = tensors[entry.name]
         if tuple(tensor.shape) != entry.shape or tensor.dtype != np.float32:
             raise _refused("FH-GATE-002", f"tensor {index} has another shape or dtype.")
-        if not np.isfinite(tensor).all():
+        released = vector[entry.offset : entry.offset + entry.num_elements]
+        released[:] = tensor.ravel()
+        if not np.isfinite(released).all():  # the copy that leaves, not the plug-in's array
             raise _refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
-        vector[entry.offset : entry.offset + entry.num_elements] = tensor.ravel()
     return OutboundUpdate(
         kind="update",
         payload=vector_bytes(vector),

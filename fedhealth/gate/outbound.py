@@ -6,7 +6,7 @@ also searches the source for other callers. The socket accepts nothing else (`si
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Final, Literal
 
 from fedhealth.contracts.codes import DropCode
@@ -21,10 +21,10 @@ class Outbound:
 
     kind: Kind
     payload: bytes | memoryview = field(repr=False, default=b"")
-    token: object = field(repr=False, default=None)
+    token: InitVar[object] = None  # not kept: `dataclasses.replace` of a released message fails too
 
-    def __post_init__(self) -> None:
-        if self.token is not _GATE_TOKEN:
+    def __post_init__(self, token: object) -> None:
+        if token is not _GATE_TOKEN:
             raise PermissionError("only fedhealth.gate makes outbound messages")
 
     @property

@@ -1,5 +1,6 @@
 """Model and strategy state after every completed round, and how a run goes on from the last one."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from safetensors.numpy import load, save
 
 from fedhealth.contracts.tensors import TensorSpec, vector_digest
 from fedhealth.durable import read_json, write_atomically, write_json
-from fedhealth.errors import EvidenceError
+from fedhealth.errors import AggregationError, EvidenceError
 from fedhealth.server.home import RunFolder
 
 KEPT: int = 2  # the last, and the one before in case the last is damaged
@@ -35,12 +36,14 @@ def write_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
     write_atomically(
         place / "model.safetensors", save(checkpoint.spec.unflatten(checkpoint.vector))
     )
-    write_atomically(place / "strategy.safetensors", save(dict(checkpoint.strategy_state)))
+    state = save(dict(checkpoint.strategy_state))
+    write_atomically(place / "strategy.safetensors", state)
     write_json(
         place / "meta.json",
         {
             "round_number": checkpoint.round_number,
             "model_sha256": vector_digest(checkpoint.vector),
+            "strategy_sha256": hashlib.sha256(state).hexdigest(),
             "tensors": checkpoint.spec.names(),
         },
     )
@@ -80,21 +83,24 @@ def write_initial(folder: RunFolder, tensors: Mapping[str, NDArray[np.float32]])
 
 
 def _read(place: Path) -> Checkpoint | None:
-    meta = read_json(place / "meta.json")
-    if not meta:
-        return None  # a crash came before it was complete
+    """The checkpoint there, or None when a crash or a disk left it incomplete."""
     try:
+        meta = read_json(place / "meta.json")
         tensors = load((place / "model.safetensors").read_bytes())
-        state = load((place / "strategy.safetensors").read_bytes())
-    except (OSError, SafetensorError):
+        strategy = (place / "strategy.safetensors").read_bytes()
+        spec = TensorSpec.of(_in_file_order(tensors, meta))
+        found = Checkpoint(
+            round_number=int(meta["round_number"]),
+            spec=spec,
+            vector=spec.flatten(tensors),
+            strategy_state=load(strategy),
+        )
+        digests = meta["model_sha256"], meta["strategy_sha256"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AggregationError):
         return None
-    spec = TensorSpec.of(_in_file_order(tensors, meta))
-    vector = spec.flatten(tensors)
-    if vector_digest(vector) != meta["model_sha256"]:
+    if (vector_digest(found.vector), hashlib.sha256(strategy).hexdigest()) != digests:
         return None
-    return Checkpoint(
-        round_number=meta["round_number"], spec=spec, vector=vector, strategy_state=state
-    )
+    return found
 
 
 def _in_file_order(
@@ -104,4 +110,6 @@ def _in_file_order(
 
 
 def _places(folder: RunFolder) -> list[Path]:
-    return sorted(folder.checkpoints.glob("round-*"))
+    """Oldest first; by number, since ten thousand sorts before two thousand as text."""
+    places = folder.checkpoints.glob("round-*")
+    return sorted(places, key=lambda place: int(place.name.removeprefix("round-")))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.codes import SERVER_CODES, DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.errors import EvidenceError, IdentityError
@@ -22,7 +22,7 @@ class Verdict:
     contribution: Contribution | None
 
 
-def verify_contribution(  # noqa: PLR0911 - one return for each reason, in the order of the checks
+def verify_contribution(
     envelope: Envelope,
     payload: bytes,
     manifest: Manifest,
@@ -39,21 +39,23 @@ def verify_contribution(  # noqa: PLR0911 - one return for each reason, in the o
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
     if not _answers(said, manifest, manifest_sha256, line):
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
+    return Verdict(drop_code=_fault(said, payload, manifest), contribution=said)
+
+
+def _fault(said: Contribution, payload: bytes, manifest: Manifest) -> DropCode | None:
+    """What is wrong with a contribution that is the site's own; None when it counts."""
     if said.drop_code is not None:
-        return Verdict(drop_code=said.drop_code, contribution=said)
+        is_believed = said.drop_code not in SERVER_CODES and not payload
+        return said.drop_code if is_believed else DropCode.CONTRIBUTION_INVALID
     if any(not _in_range(name, value) for name, value in _metrics(said)):
-        return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=said)
+        return DropCode.CONTRIBUTION_INVALID
     if manifest.kind == "evaluate":
-        return Verdict(
-            drop_code=DropCode.CONTRIBUTION_INVALID if payload else None, contribution=said
-        )
+        return DropCode.CONTRIBUTION_INVALID if payload else None
     if hashlib.sha256(payload).hexdigest() != said.update_sha256:
-        return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=said)
+        return DropCode.CONTRIBUTION_INVALID
     if len(payload) != manifest.spec.num_bytes:
-        return Verdict(drop_code=DropCode.WRONG_SPEC, contribution=said)
-    if not np.isfinite(vector_from_bytes(payload)).all():
-        return Verdict(drop_code=DropCode.NON_FINITE, contribution=said)
-    return Verdict(drop_code=None, contribution=said)
+        return DropCode.WRONG_SPEC
+    return None if np.isfinite(vector_from_bytes(payload)).all() else DropCode.NON_FINITE
 
 
 def _answers(

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedhealth.config.load import load_study, study_digest
+from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
 from fedhealth.contracts.local_training import TrainingMethod
 from fedhealth.durable import write_atomically
@@ -97,7 +98,7 @@ def init_server(
         "listen_host": listen_host,
         "port": chosen_port,
     }
-    write_atomically(home.config, yaml.safe_dump(settings, sort_keys=False).encode())
+    write_atomically(home.config, yaml.dump(settings, Dumper=Dumper, sort_keys=False).encode())
     digest = study_digest(study)
     invitation = Invitation(
         study_yaml=study_text.decode(),

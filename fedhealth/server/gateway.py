@@ -31,6 +31,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fedhealth.server.home import ServerHome
+from fedhealth.server.opening import OpeningTimeout
 from fedhealth.server.roster import read_roster
 from fedhealth.supervision.die_with_parent import die_with_parent
 
@@ -44,6 +45,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 REFUSED_STATUS: Final = (401, 412)  # Flower: wrong signature; key not registered
 MAX_EVENTS_PER_MINUTE: Final = 60
+STRANGER_BODY_BYTES: Final = 65_536  # enough for Flower to say that a key is not registered
 MEGABYTE: Final = 1_000_000
 
 
@@ -75,6 +77,8 @@ class Gateway:
         self._timeout_s = config.request_timeout_s
         self._counters = WireCounters()
         self._events: list[float] = []
+        self._roster_written = -1
+        self._admitted_keys: frozenset[str] = frozenset()
         context = ssl.create_default_context(cafile=str(home.keys / "ca.crt"))
         self._upstream = httpx.AsyncClient(
             base_url=f"https://127.0.0.1:{upstream_port}",
@@ -114,13 +118,14 @@ class Gateway:
         if not FLEET_METHOD.fullmatch(request.url.path) or request.url.query:
             return await _forbidden(request)
         key_id = node_key_of(request)
+        limit = self._max_body if key_id in self._admitted() else STRANGER_BODY_BYTES
         announced = request.headers.get("content-length", "0")
-        if not announced.isdigit() or int(announced) > self._max_body:
+        if not announced.isdecimal() or int(announced) > limit:
             self._event("body_too_large", key_id)
             return PlainTextResponse("request body too large", status_code=413)
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await self._read(request)
+                body = await _read(request, limit)
                 if body is None:
                     self._event("body_too_large", key_id)
                     return PlainTextResponse("request body too large", status_code=413)
@@ -140,14 +145,15 @@ class Gateway:
             iter([answer.content]), status_code=answer.status_code, headers=headers
         )
 
-    async def _read(self, request: Request) -> bytes | None:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._max_body:
-                return None
-            parts.append(part)
-        return b"".join(parts)
+    def _admitted(self) -> frozenset[str]:
+        """Node keys on the roster. A claimed key proves nothing yet; it only earns the larger body."""
+        path = self._home.roster
+        written = path.stat().st_mtime_ns if path.exists() else 0
+        if written != self._roster_written:
+            lines = read_roster(path).admitted
+            self._admitted_keys = frozenset(line.entry.node_key_id for line in lines)
+            self._roster_written = written
+        return self._admitted_keys
 
     def _event(self, what: str, key_id: str) -> None:
         """One line for `server run` and `server status`; flooding cannot fill the disk."""
@@ -178,6 +184,17 @@ def node_key_of(request: Request) -> str:
     return hashlib.sha256(pem).hexdigest()
 
 
+async def _read(request: Request, limit: int) -> bytes | None:
+    """The body, or None as soon as it is larger than the limit."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
 def _passed(request: Request) -> dict[str, str]:
     """Flower's own headers and the content type; cookies, forwarding headers and the rest stay outside."""
     return {
@@ -205,6 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         gateway.application(),
         host=config.listen_host,
         port=config.port,
+        http=OpeningTimeout,
         ssl_certfile=str(home.keys / "server.crt"),
         ssl_keyfile=str(home.keys / "server.key"),
         ssl_version=ssl.PROTOCOL_TLS_SERVER,

@@ -161,6 +161,7 @@ class RoundLoop:
             replies = self._replies(contributed, spool)
             aggregate = self.aggregator.aggregate(manifest.round_number, replies)
         except FedHealthError:
+            spool.clear()
             failed = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
             self.recorder.closed(_void(failed, VoidReason.AGGREGATION_FAILED))
             raise
@@ -257,7 +258,7 @@ class RoundLoop:
         )
         for reply in replies:
             outcome = outcomes.get(reply.site_id)
-            if outcome is None or outcome.drop_code is not DropCode.NO_REPLY:
+            if outcome is None or outcome.answered_after_s is not None:
                 continue  # one answer a site: a second one changes nothing
             self._take(reply, outcome, manifest, envelope.payload_digest, spool)
             self.recorder.answered(manifest, outcome)

@@ -10,6 +10,7 @@ from fedhealth.site.local_round import SignedAnswer
 
 def send_answer(connection: socket.socket, answer: SignedAnswer, journal: Journal) -> None:
     """Write the journal line durably, then send the signed contribution with its payload."""
+    _require_from_gate(answer.outbound)
     envelope = answer.contribution
     journal.append(
         answer.outbound.kind,
@@ -25,8 +26,15 @@ def send_answer(connection: socket.socket, answer: SignedAnswer, journal: Journa
 
 def send_unsigned(connection: socket.socket, outbound: Outbound, journal: Journal) -> None:
     """Send a bare code or a sign of life, when there is no manifest to sign for."""
+    _require_from_gate(outbound)
     journal.append(outbound.kind, {"payload_sha256": outbound.digest, "num_bytes": 0})
     if isinstance(outbound, OutboundCode):
         send_frame(connection, FrameKind.CODE, {"code": outbound.code.value})
     else:
         send_frame(connection, FrameKind.STATUS, {"protocol": 1})
+
+
+def _require_from_gate(outbound: object) -> None:
+    """Types are not checked at run time, and a look-alike must not pass."""
+    if not isinstance(outbound, Outbound):
+        raise PermissionError("only what fedhealth.gate made may leave")

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedhealth.config.load import load_study, study_digest
+from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
 from fedhealth.durable import write_atomically
 from fedhealth.errors import ConfigError, IdentityError, UsageError
@@ -155,6 +156,9 @@ def join(home: SiteHome, admission_path: Path) -> Admission:
         raise _not_ours("it admits another site's key")
     if admission.study_sha256 != invitation.study_sha256:
         raise _not_ours("it admits to another version of the study")
+    asked = parse_statement(JoinRequest, Envelope.from_bytes(folder.request.read_bytes()).payload)
+    if (admission.site.site_id, admission.site.train_size) != (asked.site_id, asked.train_size):
+        raise _not_ours("it gives this site another name or weight than it asked for")
     write_atomically(folder.admission, envelope.to_bytes())
     return admission
 
@@ -179,7 +183,7 @@ def write_site_config(home: SiteHome, settings: SiteSettings) -> None:
         "data_dir": str(settings.data_dir),
         "declared_train_size": settings.train_size,
     }
-    write_atomically(home.config_path, yaml.safe_dump(content, sort_keys=False).encode())
+    write_atomically(home.config_path, yaml.dump(content, Dumper=Dumper, sort_keys=False).encode())
 
 
 def read_file(path: Path, what: str) -> bytes:

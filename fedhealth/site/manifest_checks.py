@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorSpec, vector_digest, vector_from_bytes
 from fedhealth.durable import read_json, write_json
@@ -47,8 +48,20 @@ def verify_manifest(header: object, pinned: Pinned) -> tuple[Manifest, str]:
         raise ManifestRefusedError(DropCode.STUDY_MISMATCH, "it is for another study")
     if manifest.run_name not in {run.name for run in pinned.study.runs}:
         raise ManifestRefusedError(DropCode.STUDY_MISMATCH, "the study has no such run")
+    _check_round(manifest, pinned)
     _check_cohort(manifest, pinned)
     return manifest, envelope.payload_digest
+
+
+def _check_round(manifest: Manifest, pinned: Pinned) -> None:
+    """Only the rounds that the study plans: each one more would be one more look at the patients."""
+    last = pinned.study.run(manifest.run_name).num_rounds
+    if manifest.round_number > (last if manifest.kind == "train" else last + 1):
+        raise ManifestRefusedError(DropCode.STUDY_MISMATCH, f"the run has {last} rounds")
+    if set(manifest.strategy_config) - STRATEGY_CONFIG_ALLOWED:
+        raise ManifestRefusedError(
+            DropCode.MANIFEST_INVALID, "it holds a setting that no strategy may give to a site"
+        )
 
 
 def _check_cohort(manifest: Manifest, pinned: Pinned) -> None:

@@ -21,6 +21,7 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.durable import write_json
 from fedhealth.errors import (
     CancelledTrainingError,
+    ExitCode,
     FedHealthError,
     GateRefusedError,
     SiteDataError,
@@ -219,6 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
             },
         )
         return int(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - plug-in code; a traceback's text may hold a patient
+        log_frames(log, error)
+        return int(ExitCode.BUG)
     return 0
 
 
