@@ -31,7 +31,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fedhealth.server.home import ServerHome
-from fedhealth.server.opening import OpeningTimeout
+from fedhealth.server.opening import opening_timeout
 from fedhealth.server.roster import read_roster
 from fedhealth.supervision.die_with_parent import die_with_parent
 
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         gateway.application(),
         host=config.listen_host,
         port=config.port,
-        http=OpeningTimeout,
+        http=opening_timeout(config.request_timeout_s),
         ssl_certfile=str(home.keys / "server.crt"),
         ssl_keyfile=str(home.keys / "server.key"),
         ssl_version=ssl.PROTOCOL_TLS_SERVER,

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-HEADERS_S: Final = 15.0
+LONGEST_S: Final = 15.0
 _Base: Any = AutoHTTPProtocol  # httptools or h11: both keep the request at work in `cycle`
 
 
 class OpeningTimeout(_Base):  # type: ignore[misc]  # the base is chosen at run time
     """uvicorn's HTTP protocol with a limit on the time before a request is complete up to its body."""
 
+    limit_s: float = LONGEST_S
     _opening: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -37,7 +38,7 @@ class OpeningTimeout(_Base):  # type: ignore[misc]  # the base is chosen at run 
         if not self._is_opening():
             self._stop()
         elif self._opening is None:
-            self._opening = self.loop.call_later(HEADERS_S, self._close)
+            self._opening = self.loop.call_later(self.limit_s, self._close)
 
     def _is_opening(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -51,3 +52,9 @@ class OpeningTimeout(_Base):  # type: ignore[misc]  # the base is chosen at run 
         self._opening = None
         if self._is_opening():
             self.transport.close()
+
+
+def opening_timeout(seconds: float) -> type[asyncio.Protocol]:
+    """The protocol class with a limit of `seconds`, and never more than `LONGEST_S`."""
+    chosen = min(seconds, LONGEST_S)
+    return type("ChosenOpeningTimeout", (OpeningTimeout,), {"limit_s": chosen})
