@@ -73,8 +73,7 @@ def _ask_worker(content: RecordDict, patience_s: float) -> RecordDict:
     with _connect(deadline) as connection:
         connection.settimeout(_left(deadline))
         send_frame(connection, FrameKind.ROUND, header, payload)
-        connection.settimeout(_left(deadline))
-        frame = receive_frame(connection, max_payload=MAX_PAYLOAD_BYTES)
+        frame = receive_frame(connection, max_payload=MAX_PAYLOAD_BYTES, within_s=_left(deadline))
     if frame.kind is FrameKind.CODE:
         return pack_code(DropCode(frame.header["code"]))
     return pack(Envelope.model_validate(frame.header), bytes(frame.payload))

@@ -7,6 +7,7 @@ magic, version, kind, header length, payload length (big-endian), JSON header, p
 import json
 import socket
 import struct
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
@@ -52,22 +53,30 @@ def send_frame(
         connection.sendall(payload)
 
 
-def receive_frame(connection: socket.socket, *, max_payload: int) -> Frame:
+def receive_frame(
+    connection: socket.socket, *, max_payload: int, within_s: float | None = None
+) -> Frame:
     """Receive one frame; lengths are checked before a byte is allocated.
+
+    Args:
+        connection: a socket with a timeout.
+        max_payload: the most bytes that a payload may have.
+        within_s: time for the whole frame; None for the connection's timeout alone, which each byte renews.
 
     Raises:
         TransportError: FH-FRAME-001 not this protocol or version, FH-FRAME-002 too large,
             FH-FRAME-003 cut off, FH-FRAME-004 the header is not a JSON object.
-        TimeoutError: the connection's timeout passed.
+        TimeoutError: the connection's timeout passed, or `within_s`.
     """
-    prefix = _receive_exactly(connection, _PREFIX.size)
+    deadline = None if within_s is None else time.monotonic() + within_s
+    prefix = _receive_exactly(connection, _PREFIX.size, deadline)
     magic, version, kind, header_size, payload_size = _PREFIX.unpack(prefix)
     if magic != MAGIC or version != VERSION or kind not in set(FrameKind):
         raise _frame_error("FH-FRAME-001", "a frame is not of this protocol and version")
     if header_size > MAX_HEADER_BYTES or payload_size > max_payload:
         raise _frame_error("FH-FRAME-002", "a frame announces more than is allowed")
-    encoded = _receive_exactly(connection, header_size)
-    payload = _receive_exactly(connection, payload_size)
+    encoded = _receive_exactly(connection, header_size, deadline)
+    payload = _receive_exactly(connection, payload_size, deadline)
     try:
         header = json.loads(encoded)
     except (ValueError, RecursionError):
@@ -77,15 +86,24 @@ def receive_frame(connection: socket.socket, *, max_payload: int) -> Frame:
     return Frame(kind=FrameKind(kind), header=header, payload=payload)
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
+def _receive_exactly(connection: socket.socket, size: int, deadline: float | None) -> bytearray:
     buffer = bytearray(size)
     view, received = memoryview(buffer), 0
     while received < size:
+        if deadline is not None:
+            connection.settimeout(_left(deadline))
         count = connection.recv_into(view[received:], min(size - received, 1 << 20))
         if count == 0:
             raise _frame_error("FH-FRAME-003", "the other end closed in the middle of a frame")
         received += count
     return buffer
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _frame_error(code: str, what: str) -> TransportError:

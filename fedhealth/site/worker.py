@@ -87,7 +87,12 @@ class Worker:
         try:
             _check_peer(connection)
             connection.settimeout(RECEIVE_TIMEOUT_S)
-            frame = receive_frame(connection, max_payload=self._sessions.largest_model_bytes)
+            frame = receive_frame(
+                connection,
+                max_payload=self._sessions.largest_model_bytes,
+                within_s=RECEIVE_TIMEOUT_S,
+            )
+            connection.settimeout(RECEIVE_TIMEOUT_S)
             if frame.kind is FrameKind.PING:
                 send_unsigned(connection, release_status(), self._journal)
             elif frame.kind is FrameKind.ROUND:
