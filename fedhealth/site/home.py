@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedhealth.config.load import load_site, load_study
+from fedhealth.config.load import load_site, load_study, study_digest
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
-from fedhealth.errors import IdentityError, UsageError
+from fedhealth.errors import ConfigError, IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
 from fedhealth.evidence.statements import Admission, Invitation, open_statement, parse_statement
 
@@ -146,7 +146,8 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
 
     Raises:
         IdentityError: FH-IDENTITY-010 not joined yet; or a signature or a key file is wrong.
-        ConfigError: site.yaml or the pinned study is wrong.
+        ConfigError: site.yaml or the pinned study is wrong; FH-CONFIG-031 the study was edited after it was
+            pinned.
     """
     folder = home.study(study_id)
     config = load_site(home.config_path)
@@ -164,9 +165,17 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
     admission = open_statement(
         Admission, Envelope.from_bytes(folder.admission.read_bytes()), server_key
     )
+    study = load_study(folder.study)
+    if study_digest(study) != invitation.study_sha256:
+        raise ConfigError(
+            "FH-CONFIG-031",
+            f"the pinned study {study_id} is not the one that this site was invited to.",
+            why="Its rules, such as the minimum cohort, are what this site holds the server to.",
+            fix=f"Restore {folder.study} from the invitation, or enrol again.",
+        )
     return Pinned(
         config=config,
-        study=load_study(folder.study),
+        study=study,
         study_sha256=invitation.study_sha256,
         address=invitation.address,
         server_key=server_key,
