@@ -97,6 +97,7 @@ class ServerProcesses:
                     return
         finally:
             self.children.end_all(grace_s=self.config.stop_grace_s)
+            self._forget_flower_state()
 
     def _is_complete(self, run: RunPlan) -> bool:
         return read_json(self.home.run(run.name).outcome).get("state") == "completed"
@@ -105,6 +106,7 @@ class ServerProcesses:
         require_free_port(self.config.listen_host, self.config.port)
         self.home.live.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(self.home.gateway_events, b"")
+        self._forget_flower_state()
         keys = self.home.keys
         place = launch.SuperLinkPlace(
             port=free_port(),
@@ -134,6 +136,14 @@ class ServerProcesses:
         self._wait_healthy(f"https://{_local(self.config)}/health", gateway)
         self.progress.note(f"listening on {self.config.listen_host}:{self.config.port} (TLS)")
 
+    def _forget_flower_state(self) -> None:
+        """Begin with an empty SuperLink: its runs cannot be resumed, and updates must not rest on disk.
+
+        What a study needs to go on (checkpoints, roster, records) is in files of our own.
+        """
+        for path in self.home.flower.glob("state.db*"):
+            path.unlink()
+
     def _wait_healthy(self, url: str, child: Child) -> None:
         context = ssl.create_default_context(cafile=str(self.home.keys / "ca.crt"))
         deadline = time.monotonic() + START_S
@@ -155,17 +165,14 @@ class ServerProcesses:
     def _reconcile(self) -> None:
         """Make the SuperLink's register of node keys equal to the roster."""
         roster = read_roster(self.home.roster)
-        path = self.home.flower / "registered.json"
-        registered: dict[str, int] = read_json(path)
         for line in roster.lines:
-            node_id = registered.get(line.entry.node_key_id)
+            node_id = self._registered.get(line.entry.node_key_id)
             if line.state == "admitted" and node_id is None:
-                registered[line.entry.node_key_id] = self._register(line)
+                self._registered[line.entry.node_key_id] = self._register(line)
             elif line.state == "revoked" and node_id is not None:
                 self._flwr("supernode", "unregister", str(node_id), launch.CONNECTION)
-                del registered[line.entry.node_key_id]
+                del self._registered[line.entry.node_key_id]
                 self.progress.note(f"site {line.entry.site_id} is revoked and cut off")
-            write_json(path, registered)
 
     def _register(self, line: RosterLine) -> int:
         key_file = self.home.live / f"{line.entry.site_id}.pub"

@@ -24,7 +24,10 @@ log = logging.getLogger("fedhealth.site")
 WORKER_START_S: Final = 300.0  # importing torch and MONAI on a cold disk, and reading the cohort
 MAX_UNIX_PATH: Final = 100  # sun_path holds 108 bytes
 STABLE_AFTER_S: Final = 30.0  # a process that lived this long was healthy: the wait starts anew
-_REFUSED: Final = re.compile(r"\[code: (2001|2004)\]|Invalid SuperNode authentication|\b401\b")
+_REFUSED: Final = re.compile(r"'410 Gone'")  # the gateway: this key is not on the roster
+_STILL_COUNTED: Final = re.compile(
+    r"\[code: 2004\]"
+)  # SuperLink: an earlier connection is not over
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,7 +167,12 @@ class SiteProcesses:
             self.children.end(child, grace_s=2.0)
         if _REFUSED.search(tail):
             raise not_admitted(self.pinned)
-        self.notify("connection to the server lost")
+        if _STILL_COUNTED.search(tail):
+            self.notify(
+                "the server still counts this site's last connection; it ends within a minute"
+            )
+        else:
+            self.notify("no connection to the server")
         self._back_off()
         return self._start_network_zone() if not self.stopping.is_set() else []
 

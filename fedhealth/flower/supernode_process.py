@@ -8,6 +8,7 @@ is private behaviour: `tests/flower_contract` fails when it changes, and `fast_t
 import os
 import sys
 import time
+import traceback
 from types import ModuleType
 from typing import Any, Final
 
@@ -58,6 +59,8 @@ def main() -> None:
         flower_supernode()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:  # noqa: BLE001 - its text is for the site's own log, where the supervisor reads it
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

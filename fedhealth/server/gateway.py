@@ -43,9 +43,9 @@ FLEET_METHOD: Final = re.compile(r"/v1/fleet/[a-z0-9-]{1,60}")
 HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"}
 )
-REFUSED_STATUS: Final = (401, 412)  # Flower: wrong signature; key not registered
+# Flower reads 403 as "the run is over" and goes on asking, and 401 also as a node id of an earlier server.
+NOT_ADMITTED_STATUS: Final = 410
 MAX_EVENTS_PER_MINUTE: Final = 60
-STRANGER_BODY_BYTES: Final = 65_536  # enough for Flower to say that a key is not registered
 MEGABYTE: Final = 1_000_000
 
 
@@ -114,18 +114,22 @@ class Gateway:
     async def _health(self, _request: Request) -> Response:
         return PlainTextResponse("ok")
 
-    async def _fleet(self, request: Request) -> Response:
+    async def _fleet(self, request: Request) -> Response:  # noqa: PLR0911 - one return a refusal
         if not FLEET_METHOD.fullmatch(request.url.path) or request.url.query:
             return await _forbidden(request)
         key_id = node_key_of(request)
-        limit = self._max_body if key_id in self._admitted() else STRANGER_BODY_BYTES
+        if key_id not in self._admitted():
+            self._event("site_not_admitted", key_id)
+            return PlainTextResponse(
+                "this key is not admitted to the study", status_code=NOT_ADMITTED_STATUS
+            )
         announced = request.headers.get("content-length", "0")
-        if not announced.isdecimal() or int(announced) > limit:
+        if not announced.isdecimal() or int(announced) > self._max_body:
             self._event("body_too_large", key_id)
             return PlainTextResponse("request body too large", status_code=413)
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await _read(request, limit)
+                body = await _read(request, self._max_body)
                 if body is None:
                     self._event("body_too_large", key_id)
                     return PlainTextResponse("request body too large", status_code=413)
@@ -137,8 +141,6 @@ class Gateway:
             return PlainTextResponse("timed out", status_code=504)
         except httpx.HTTPError:
             return PlainTextResponse("server is not ready", status_code=503)
-        if answer.status_code in REFUSED_STATUS:
-            self._event("site_not_admitted", key_id)
         self._counters.add(key_id, received=len(body), sent=len(answer.content))
         headers = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
         return StreamingResponse(
@@ -146,7 +148,7 @@ class Gateway:
         )
 
     def _admitted(self) -> frozenset[str]:
-        """Node keys on the roster. A claimed key proves nothing yet; it only earns the larger body."""
+        """Node keys on the roster. A claimed key proves nothing yet: the SuperLink checks its signature."""
         path = self._home.roster
         written = path.stat().st_mtime_ns if path.exists() else 0
         if written != self._roster_written:
