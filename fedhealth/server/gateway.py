@@ -198,10 +198,13 @@ async def _read(request: Request, limit: int) -> bytes | None:
 
 
 def _passed(request: Request) -> dict[str, str]:
-    """Flower's own headers and the content type; cookies, forwarding headers and the rest stay outside."""
+    """Flower's own headers and the content type; cookies, forwarding headers and the rest stay outside.
+
+    Of a header that comes twice the first one passes, which is the one that was checked here.
+    """
     return {
-        name: value
-        for name, value in request.headers.items()
+        name: request.headers[name]
+        for name in request.headers
         if name in PASSED_REQUEST_HEADERS or name.startswith("flwr-")
     }
 

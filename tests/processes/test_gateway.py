@@ -204,15 +204,31 @@ def test_a_body_above_the_cap_is_refused_when_its_length_is_not_announced(
         assert (answer.status_code == 413) is is_refused
 
 
-def test_a_key_that_is_not_admitted_may_send_a_small_body_only(client: httpx.Client) -> None:
-    assert client.post("/v1/fleet/push-object", content=bytes(100_000)).status_code == 413
-    assert client.post("/v1/fleet/push-object", content=bytes(1000)).status_code != 413
+def test_the_body_of_a_key_that_is_not_admitted_is_not_even_read(federation: Federation) -> None:
+    with dial(federation) as connection:
+        head = "POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+        connection.sendall(head.encode())
+        assert b" 410 " in connection.recv(4096).splitlines()[0]
+
+
+def test_a_key_header_that_comes_twice_passes_as_it_was_checked(
+    federation: Federation, client: httpx.Client
+) -> None:
+    """Otherwise one key could be checked here, and another one authenticated behind."""
+    key = generate_private_key(SECP384R1()).public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    stranger = ("flwr-public-key", base64.b64encode(pem).decode())
+    admitted = ("flwr-public-key", admitted_key_header(federation)["flwr-public-key"])
+    media = ("content-type", PROTOBUF["content-type"])
+    for headers, status in (([stranger, admitted, media], 410), ([admitted, stranger, media], 401)):
+        assert client.post("/v1/fleet/activate-node", headers=headers).status_code == status
 
 
 def test_a_slow_body_is_cut_off(federation: Federation) -> None:
     with dial(federation) as connection:
-        head = "POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
-        connection.sendall(head.encode() + b"x")
+        head = "POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+        key = admitted_key_header(federation)["flwr-public-key"]
+        connection.sendall(f"{head}flwr-public-key: {key}\r\n\r\nx".encode())
         answer = connection.recv(4096)
     assert b" 504 " in answer.splitlines()[0]
     assert "timeout" in {event["event"] for event in events(federation)}
@@ -245,7 +261,7 @@ def test_an_unknown_key_is_told_to_the_coordinator_by_its_digest(
         "/v1/fleet/activate-node",
         headers=PROTOBUF | {"flwr-public-key": base64.b64encode(pem).decode()},
     )
-    assert answer.status_code == 401
+    assert answer.status_code == 410
     digest = hashlib.sha256(pem).hexdigest()
     said = next(event for event in events(federation) if event["node_key_id"] == digest)
     assert (said["event"], said["site_id"], said["state"]) == ("site_not_admitted", None, "unknown")
