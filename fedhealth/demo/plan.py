@@ -13,7 +13,7 @@ from fedhealth.errors import UsageError
 
 StudyName = Literal["synthetic", "heart"]
 # Training sizes follow the split of the study files; the weights of FedAvg are public numbers anyway.
-SYNTHETIC_PATIENTS: Final = (240, 200, 160, 120, 100, 80)
+SYNTHETIC_PATIENTS: Final = (400, 280, 200, 160)
 HEART_TRAIN_SIZES: Final = {"cleveland": 180, "hungarian": 180, "switzerland": 70, "va": 120}
 
 

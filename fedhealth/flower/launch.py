@@ -17,6 +17,13 @@ from fedhealth.evidence.signing import write_private
 
 CONNECTION: Final = "consortium"
 POLL_INTERVAL_S: Final = "0.05"  # SuperExec's default is 1 s
+REFUSED_TASKS: Final = (  # SuperExec would start them too
+    "flwr-agentapp",
+    "flwr-connector",
+    "flwr-model",
+    "flwr-serverapp",
+    "flwr-simulation",
+)
 STUB: Final = Path(__file__).with_name("clientapp_stub.py")
 Command = list[str | Path]
 
@@ -131,9 +138,22 @@ def site_superexec(port: int, secret: Path) -> Command:
     ]  # fmt: skip
 
 
-def write_clientapp_stub(folder: Path, warm_socket: Path) -> Path:
-    """Put a `flwr-clientapp` into `folder` that hands over to the warm process; returns the folder."""
-    line = shlex.join([sys.executable, "-I", "-S", str(STUB), str(warm_socket)])
+def write_site_commands(folder: Path, warm_socket: Path | None) -> Path:
+    """What SuperExec finds first on a site's PATH: our `flwr-clientapp`, and refusals of all other tasks.
+
+    Args:
+        folder: where to write.
+        warm_socket: hand over to the warm process there; None: a new process for every message.
+
+    Returns:
+        The folder.
+    """
+    for name in REFUSED_TASKS:
+        write_atomically(folder / name, b"#!/bin/sh\nexit 1\n", mode=0o700)
+    parts = [sys.executable, "-I", "-m", "fedhealth.flower.clientapp_process"]
+    if warm_socket is not None:
+        parts = [sys.executable, "-I", "-S", str(STUB), str(warm_socket)]
+    line = shlex.join(parts)
     write_atomically(
         folder / "flwr-clientapp", f'#!/bin/sh\nexec {line} "$@"\n'.encode(), mode=0o700
     )

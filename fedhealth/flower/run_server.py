@@ -252,6 +252,7 @@ class ServerProcesses:
             self._roster_seen = changed
             self._reconcile()
         self._tell_refusals()
+        self.children.rotate_logs()
 
     def _tell_refusals(self) -> None:
         lines = self.home.gateway_events.read_text().splitlines()

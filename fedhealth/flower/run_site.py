@@ -62,6 +62,7 @@ class SiteProcesses:
             node = self._start_network_zone()
             self.notify(f"dialling {self.pinned.address}")
             while not self.stopping.wait(0.2):
+                self.children.rotate_logs()
                 if worker.exit_code() is not None:
                     worker = self._restart_worker(worker)
                 if any(child.exit_code() is not None for child in node):
@@ -131,15 +132,15 @@ class SiteProcesses:
             folder / "flwr-home", **{SOCKET_VARIABLE: str(self._sockets / "worker.sock")}
         )
         started = []
-        if config.fast_transport:
-            warm = self._sockets / "warm.sock"
+        warm = self._sockets / "warm.sock" if config.fast_transport else None
+        if warm is not None:
             started.append(
                 self.children.start(
                     "relay", launch.module("fedhealth.flower.warm_start", warm), env=environment
                 )
             )
-            stub = launch.write_clientapp_stub(folder / "bin", warm)
-            environment = environment | {"PATH": f"{stub}:{environment['PATH']}"}
+        commands = launch.write_site_commands(folder / "bin", warm)
+        environment = environment | {"PATH": f"{commands}:{environment['PATH']}"}
         started.append(
             self.children.start(
                 "supernode",

@@ -26,8 +26,9 @@ def main() -> None:
     path = Path(sys.argv[1])
     from flwr.supernode.cli import flwr_clientapp
 
-    import fedhealth.flower.client_app  # noqa: F401 - the relay, imported before the forks
+    from fedhealth.flower.clientapp_process import pin_relay
 
+    pin_relay()  # imports the relay, before the forks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     path.unlink(missing_ok=True)

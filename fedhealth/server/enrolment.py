@@ -22,7 +22,7 @@ from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
 from fedhealth.contracts.local_training import TrainingMethod
-from fedhealth.durable import write_atomically
+from fedhealth.durable import exclusive, write_atomically
 from fedhealth.errors import IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
 from fedhealth.evidence.statements import (
@@ -147,6 +147,11 @@ def admit(home: ServerHome, request_path: Path) -> Admitted:
         UsageError: the site or one of its keys is on the roster already; the file cannot be read.
     """
     study, _ = home.require()
+    with exclusive(home.root / "roster.lock", what="another `server admit` or `revoke`"):
+        return _admit(home, study, request_path)
+
+
+def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
     key = SigningKey.load(home.signing_key)
     request, site_key = _open_request(request_path, study_digest(study))
     entry = RosterEntry(
@@ -185,7 +190,8 @@ def admit(home: ServerHome, request_path: Path) -> Admitted:
 def revoke(home: ServerHome, site_id: str) -> None:
     """Take a site off the roster; a running server cuts it off within seconds. Raises UsageError."""
     home.require()
-    write_roster(home.roster, read_roster(home.roster).revoke(site_id))
+    with exclusive(home.root / "roster.lock", what="another `server admit` or `revoke`"):
+        write_roster(home.roster, read_roster(home.roster).revoke(site_id))
 
 
 def _open_request(path: Path, study_sha256: str) -> tuple[JoinRequest, VerifyKey]:

@@ -45,6 +45,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 # Flower reads 403 as "the run is over" and goes on asking, and 401 also as a node id of an earlier server.
 NOT_ADMITTED_STATUS: Final = 410
+MAX_UNIX_PATH: Final = 100  # sun_path holds 108 bytes
 MAX_EVENTS_PER_MINUTE: Final = 60
 MEGABYTE: Final = 1_000_000
 
@@ -106,10 +107,14 @@ class Gateway:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         path = self._home.wire_counters
         path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._counters.tell, path=str(path))
-        path.chmod(0o600)
-        async with server, self._upstream:
-            yield
+        async with self._upstream:
+            if len(str(path)) > MAX_UNIX_PATH:
+                log.warning("home path too long for the byte counters: records will not have them")
+                yield
+                return
+            async with await asyncio.start_unix_server(self._counters.tell, path=str(path)):
+                path.chmod(0o600)
+                yield
 
     async def _health(self, _request: Request) -> Response:
         return PlainTextResponse("ok")

@@ -5,6 +5,7 @@ output in a rotated file, and a death signal, so that it ends even when the supe
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -77,6 +78,11 @@ class Children:
         self._running.append(child)
         return child
 
+    def rotate_logs(self) -> None:
+        """Move large logs aside while their writers go on: they append, so the file can be emptied."""
+        for child in self._running:
+            rotate(child.log_path, is_open=True)
+
     def running(self) -> list[Child]:
         """Children that were started and not ended by this supervisor."""
         return list(self._running)
@@ -128,12 +134,27 @@ def _session_of(entry: Path) -> int | None:
     return int(stat.rpartition(")")[2].split()[3])
 
 
-def rotate(path: Path, *, max_bytes: int = MAX_LOG_BYTES, kept: int = KEPT_LOGS) -> None:
-    """Move a large log aside: `x.log` to `x.log.1`, and so on; the oldest is dropped."""
+def rotate(
+    path: Path, *, max_bytes: int = MAX_LOG_BYTES, kept: int = KEPT_LOGS, is_open: bool = False
+) -> None:
+    """Move a large log aside: `x.log` to `x.log.1`, and so on; the oldest is dropped.
+
+    Args:
+        path: the log.
+        max_bytes: size from which it is moved.
+        kept: how many old ones stay.
+        is_open: a process still appends to it: it is copied and emptied instead of renamed (a line written
+            in between is lost, as with logrotate's copytruncate).
+    """
     if not path.exists() or path.stat().st_size < max_bytes:
         return
     for number in range(kept - 1, 0, -1):
         older = path.with_name(f"{path.name}.{number}")
         if older.exists():
             older.replace(path.with_name(f"{path.name}.{number + 1}"))
-    path.replace(path.with_name(f"{path.name}.1"))
+    newest = path.with_name(f"{path.name}.1")
+    if is_open:
+        shutil.copyfile(path, newest)
+        os.truncate(path, 0)
+    else:
+        path.replace(newest)

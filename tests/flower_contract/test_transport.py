@@ -38,7 +38,9 @@ def test_a_supernode_sleeps_three_seconds_when_idle_and_half_a_second_for_a_repl
 
 
 def test_superexec_starts_the_clientapp_by_its_bare_name() -> None:
-    """So that `launch.write_clientapp_stub` on PATH stands for it."""
+    """So that `launch.write_site_commands` on PATH stands for it, and refuses every other task."""
+    others = set(constant.TASK_TYPE_TO_COMMAND.values()) - {"flwr-clientapp"}
+    assert others <= set(launch.REFUSED_TASKS)
     assert constant.TASK_TYPE_TO_COMMAND[constant.TaskType.CLIENT_APP] == "flwr-clientapp"
     assert constant.TASK_TYPE_TO_COMMAND[constant.TaskType.SERVER_APP] == "flwr-serverapp"
     source = inspect.getsource(SubprocessExecutor.launch)

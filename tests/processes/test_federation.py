@@ -88,6 +88,13 @@ def test_nothing_but_the_round_s_own_site_ids_is_shared(finished: Federation) ->
             assert not any(needle in content for needle in needles), path
 
 
+def test_nothing_that_the_server_ships_is_unpacked_at_a_site(finished: Federation) -> None:
+    for home in finished.sites.values():
+        flower_home = home.study("scripted").run / "flwr-home"
+        assert flower_home.is_dir()
+        assert not list(flower_home.rglob("apps/*"))
+
+
 def test_sigterm_ends_every_process_of_a_site(finished: Federation) -> None:
     finished.end()
     for home in finished.sites.values():

@@ -17,7 +17,7 @@ def test_a_round_completes_with_flowers_own_transport(make_federation: MakeFeder
     home = federation.sites["hospital-1"].root
 
     def relay_runs() -> bool:
-        return any("flwr-clientapp" in command for command in processes_of(home).values())
+        return any("clientapp_process" in command for command in processes_of(home).values())
 
     wait_until(relay_runs, 90, "Flower starts a process for the message")
     commands = " ".join(processes_of(home).values())

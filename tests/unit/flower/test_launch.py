@@ -86,7 +86,7 @@ def test_a_secret_is_new_each_time_and_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "with space", "quote'and\"more", "$(touch x);&"])
 def test_paths_with_shell_characters_stay_paths(tmp_path: Path, name: str) -> None:
-    folder = launch.write_clientapp_stub(tmp_path / name, tmp_path / name / "absent.sock")
+    folder = launch.write_site_commands(tmp_path / name, tmp_path / name / "absent.sock")
     stub = folder / "flwr-clientapp"
     assert stub.stat().st_mode & 0o777 == 0o700
     done = subprocess.run([stub, "--token", "x"], cwd=tmp_path, capture_output=True, check=False)
@@ -99,6 +99,12 @@ def test_paths_with_shell_characters_stay_paths(tmp_path: Path, name: str) -> No
     subprocess.run([wrapper, "--help"], cwd=tmp_path, check=True, timeout=60)
     assert "--token" in (logs / "serverapp.log").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
+def test_every_other_task_is_refused_at_a_site(tmp_path: Path) -> None:
+    folder = launch.write_site_commands(tmp_path, None)
+    for name in launch.REFUSED_TASKS:
+        assert subprocess.run([folder / name], check=False).returncode == 1
 
 
 def test_a_module_runs_isolated_from_folder_and_environment(tmp_path: Path) -> None:
