@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-SITES := synthetic heart
+# Distributions of their own; tests/plugins is for the process tests only.
+LOCAL := sites/synthetic sites/heart tests/plugins
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
@@ -43,8 +44,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Editable, so that a change in the tree needs no new installation; a change of a pyproject.toml does.
-$(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(SITES:%=sites/%/pyproject.toml)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" $(SITES:%=-e sites/%)
-	$(BIN)/python -m compileall -q fedhealth strategies $(SITES:%=sites/%)
+$(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(LOCAL:%=%/pyproject.toml)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" $(LOCAL:%=-e ./%)
+	$(BIN)/python -m compileall -q fedhealth strategies $(LOCAL)
 	@$(BIN)/python -m compileall -qq $(VENV)/lib/python3.11/site-packages || true
 	@touch $@
