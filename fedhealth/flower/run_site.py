@@ -41,6 +41,7 @@ class SiteProcesses:
     children: Children = field(init=False)
     _sockets: Path = field(init=False)
     _wait_s: float = field(init=False, default=0.0)
+    _dialled_at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.children = Children(self.home.logs)
@@ -126,6 +127,7 @@ class SiteProcesses:
 
     def _start_network_zone(self) -> list[Child]:
         folder, config = self.pinned.folder.run, self.pinned.config
+        self._dialled_at = time.monotonic()
         port = free_port()
         secret = launch.new_secret(folder / "superexec.secret")
         environment = launch.flower_environment(
@@ -168,6 +170,8 @@ class SiteProcesses:
             self.children.end(child, grace_s=2.0)
         if _REFUSED.search(tail):
             raise not_admitted(self.pinned)
+        if time.monotonic() - self._dialled_at > STABLE_AFTER_S:
+            self._wait_s = 0.0
         if _STILL_COUNTED.search(tail):
             self.notify(
                 "the server still counts this site's last connection; it ends within a minute"

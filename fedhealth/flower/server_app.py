@@ -61,6 +61,8 @@ def _run(grid: Grid, context: Context, home: ServerHome, run_name: str) -> None:
     run = study.run(run_name)
     folder = home.run(run_name)
     start = read_last_checkpoint(folder)
+    recorder = Recorder(home, study, run)
+    recorder.recover(start.record)
     transport = FlowerTransport(grid, lambda: read_roster(home.roster))
     loop = RoundLoop(
         study=study,
@@ -71,8 +73,8 @@ def _run(grid: Grid, context: Context, home: ServerHome, run_name: str) -> None:
         signing_key=SigningKey.load(home.signing_key),
         transport=transport,
         aggregator=build_aggregator(run, start.spec, min_cohort=study.federation.min_cohort),
-        recorder=Recorder(home, study, run),
-        first_attempt=next_attempt(folder),
+        recorder=recorder,
+        first_attempt=next_attempt(folder, start.round_number + 1),
     )
     loop.run_all(start)
 
@@ -87,10 +89,11 @@ def _configure_log(home: ServerHome) -> None:
     logger.propagate = False
 
 
-def next_attempt(folder: RunFolder) -> int:
-    """The attempt number after the last one that was opened: sites answer each only once."""
+def next_attempt(folder: RunFolder, round_number: int) -> int:
+    """The attempt after the last one that was opened of this round: sites answer each only once."""
     status = read_json(folder.status)
-    return int(status.get("attempt", 0)) + 1 if status.get("attempt") else 1
+    is_again = status.get("round_number") == round_number
+    return int(status["attempt"]) + 1 if is_again else 1
 
 
 def _failure(error: FedHealthError) -> dict[str, object]:

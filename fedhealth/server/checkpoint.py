@@ -22,12 +22,16 @@ KEPT: int = 2  # the last, and the one before in case the last is damaged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where a run stands: `round_number` rounds are complete; 0 is the initial model."""
+    """Where a run stands: `round_number` rounds are complete; 0 is the initial model.
+
+    `record` is the last round's record, so that a crash before its report was written does not lose it.
+    """
 
     round_number: int
     spec: TensorSpec
     vector: NDArray[np.float32] = field(repr=False)
     strategy_state: Mapping[str, NDArray[Any]] = field(repr=False)
+    record: bytes = field(repr=False, default=b"")
 
 
 def write_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
@@ -38,6 +42,7 @@ def write_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
     )
     state = save(dict(checkpoint.strategy_state))
     write_atomically(place / "strategy.safetensors", state)
+    write_atomically(place / "record.json", checkpoint.record)
     write_json(
         place / "meta.json",
         {
@@ -94,6 +99,7 @@ def _read(place: Path) -> Checkpoint | None:
             spec=spec,
             vector=spec.flatten(tensors),
             strategy_state=load(strategy),
+            record=(place / "record.json").read_bytes(),
         )
         digests = meta["model_sha256"], meta["strategy_sha256"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AggregationError):

@@ -5,6 +5,7 @@ import logging
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.durable import read_json, write_json
 from fedhealth.evidence.statements import Manifest
+from fedhealth.report.record import RoundRecord, canonical_json, round_stem
 from fedhealth.report.write import write_round
 from fedhealth.server.home import ServerHome
 from fedhealth.server.records import read_wire_bytes, round_record, since
@@ -46,12 +47,23 @@ class Recorder:
         self._answers[site_id] = outcome.drop_code.value if outcome.drop_code else "done"
         self._show(manifest)
 
+    def recover(self, record: bytes) -> None:
+        """Write the report of the last checkpointed round, if a crash came before it was written."""
+        if not record:
+            return
+        parsed = RoundRecord.model_validate_json(record)
+        if not (self._folder.reports / f"{round_stem(parsed)}.json").exists():
+            write_round(self._folder.reports, parsed, study_title=self._study.title)
+            self._status["rounds_done"] = parsed.round_number
+
+    def draft(self, outcome: RoundOutcome) -> bytes:
+        """The record of a round that is about to be checkpointed."""
+        return canonical_json(self._record(outcome))
+
     def closed(self, outcome: RoundOutcome) -> None:
         """A round ended: write the record and its pages now."""
         manifest = outcome.manifest
-        wire = since(read_wire_bytes(self._home.wire_counters), self._wire)
-        roster = read_roster(self._home.roster).admitted
-        record = round_record(outcome, self._run, roster, wire)
+        record = self._record(outcome)
         write_round(self._folder.reports, record, study_title=self._study.title)
         log.info(
             "round closed run=%s round=%d attempt=%d status=%s",
@@ -66,6 +78,11 @@ class Recorder:
                 "model_sha256": outcome.model_out_sha256,
             }
         self._say(f"round {manifest.round_number} {outcome.status}")
+
+    def _record(self, outcome: RoundOutcome) -> RoundRecord:
+        wire = since(read_wire_bytes(self._home.wire_counters), self._wire)
+        roster = read_roster(self._home.roster).admitted
+        return round_record(outcome, self._run, roster, wire)
 
     def _show(self, manifest: Manifest) -> None:
         what = "evaluating" if manifest.kind == "evaluate" else f"round {manifest.round_number}"

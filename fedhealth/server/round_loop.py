@@ -100,6 +100,10 @@ class RunRecorder(Protocol):
         """A site answered."""
         ...
 
+    def draft(self, outcome: RoundOutcome) -> bytes:
+        """The record of a round that is about to be checkpointed."""
+        ...
+
     def closed(self, outcome: RoundOutcome) -> None:
         """A round ended: record and report are due now."""
         ...
@@ -140,8 +144,17 @@ class RoundLoop:
             attempt, voids = attempt + 1, voids + 1
             if voids >= self.study.federation.max_void_rounds:
                 raise _too_many_voids(self.run.name, voids)
-        self.recorder.closed(self._evaluate_round(now, attempt))
+        self._close_run(now, attempt)
         return now
+
+    def _close_run(self, now: Checkpoint, attempt: int) -> None:
+        """Deliver the final model; a void trip is tried again, since sites keep what it brings."""
+        for tries in range(self.study.federation.max_void_rounds):
+            outcome = self._evaluate_round(now, attempt + tries)
+            self.recorder.closed(outcome)
+            if outcome.status == "complete":
+                return
+        raise _too_many_voids(self.run.name, self.study.federation.max_void_rounds)
 
     def _train_round(self, now: Checkpoint, attempt: int) -> tuple[RoundOutcome, Checkpoint]:
         """One round: cohort, manifest, exchange, fold, checkpoint."""
@@ -166,17 +179,20 @@ class RoundLoop:
             self.recorder.closed(_void(failed, VoidReason.AGGREGATION_FAILED))
             raise
         clock.lap("aggregate")
+        done = _outcome(manifest, digest, outcomes, vector_digest(aggregate.vector), clock)
+        done.aggregate = aggregate
         after = Checkpoint(
             round_number=manifest.round_number,
             spec=now.spec,
             vector=aggregate.vector,
             strategy_state=self.aggregator.state_dict(),
+            # A crash between checkpoint and report must not lose the round's record.
+            record=self.recorder.draft(done),
         )
         write_checkpoint(self.folder, after)
         spool.clear()
         clock.lap("checkpoint")
-        done = _outcome(manifest, digest, outcomes, vector_digest(after.vector), clock)
-        done.aggregate = aggregate
+        done.closed_at = utc_now()
         return done, after
 
     def _evaluate_round(self, now: Checkpoint, attempt: int) -> RoundOutcome:

@@ -157,6 +157,9 @@ class Notes:
     def answered(self, manifest: Manifest, outcome: SiteOutcome) -> None:
         pass
 
+    def draft(self, outcome: RoundOutcome) -> bytes:
+        return f"draft of round {outcome.manifest.round_number}".encode()
+
     def closed(self, outcome: RoundOutcome) -> None:
         self.outcomes.append(outcome)
 
