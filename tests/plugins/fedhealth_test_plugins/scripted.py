@@ -42,16 +42,24 @@ class Session:
         self._wait(task)
         step = float(self._options.get("step", 1.0)) * self._number
         tensors = self._spec.unflatten((vector + np.float32(step)).astype(np.float32))
-        if self._is_faulty(task):
-            tensors = self._break(dict(tensors))
+        fault = self._fault(task)
+        if fault is not None:
+            tensors = self._break(dict(tensors), fault)
         return LocalUpdate(tensors=tensors, metrics={"train_loss": 0.5})
 
     def commit(self, round_number: int) -> None:
         pass
 
-    def _is_faulty(self, task: RoundTask) -> bool:
-        rounds = self._options.get("fault_rounds", [1])
-        return self._site_id == self._options.get("fault_site") and task.round_number in rounds
+    def _fault(self, task: RoundTask) -> str | None:
+        """`fault` in `fault_rounds`, or the round's own one of `faults`."""
+        if self._site_id != self._options.get("fault_site"):
+            return None
+        by_round = dict(enumerate(self._options.get("faults", []), start=1))
+        if "fault" in self._options:
+            by_round |= dict.fromkeys(
+                self._options.get("fault_rounds", [1]), self._options["fault"]
+            )
+        return by_round.get(task.round_number)
 
     def _wait(self, task: RoundTask) -> None:
         seconds = float(self._options.get("wait_s", 0.0))
@@ -67,8 +75,7 @@ class Session:
                 raise CancelledTrainingError("FH-TEST-001", "cancelled.")
             time.sleep(0.02)
 
-    def _break(self, tensors: dict[str, Vector]) -> dict[str, Vector]:
-        fault = self._options["fault"]
+    def _break(self, tensors: dict[str, Vector], fault: str) -> dict[str, Vector]:
         if fault == "raise":
             raise KeyError("DOE^JOHN")
         if fault == "nan":
