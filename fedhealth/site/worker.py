@@ -113,7 +113,9 @@ class Worker:
             send_answer(connection, answer, self._journal)
         else:
             send_unsigned(connection, release_code(code or DropCode.SITE_ERROR), self._journal)
-        self._write_status("ready", last_code=code.value if code else "contributed")
+        said = code.value if code else "contributed"
+        log.info("round answered outcome=%s cancelled=%s", said, cancelled.is_set())
+        self._write_status("ready", last_code=said)
 
     def _work(self, request: RoundRequest) -> tuple[DropCode | None, SignedAnswer | None]:
         """The round, with every failure turned into a code: no text may cross the socket."""
