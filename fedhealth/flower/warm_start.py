@@ -27,7 +27,9 @@ def main() -> None:
     from flwr.supernode.cli import flwr_clientapp
 
     from fedhealth.flower.clientapp_process import pin_relay
+    from fedhealth.flower.prompt_pulls import pull_promptly
 
+    pull_promptly()
     pin_relay()  # imports the relay, before the forks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
