@@ -327,13 +327,8 @@ def gate_and_journal_s(parameters: int) -> float:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(pages * size / 2**30, 1),
         "system": platform.platform(),
