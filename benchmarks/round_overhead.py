@@ -326,11 +326,9 @@ def gate_and_journal_s(parameters: int) -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "memory_gib": round(pages * size / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
         "fedhealth": version("fedhealth"),

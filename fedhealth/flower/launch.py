@@ -53,6 +53,9 @@ def flower_environment(flwr_home: Path, **extra: str) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL_S,
         "OMP_NUM_THREADS": "1",
+        # glibc keeps freed 5 MB parts of a vector otherwise, and learns to do so: a model or more stays resident.
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "MALLOC_ARENA_MAX": "2",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **extra,
     }
@@ -73,7 +76,6 @@ class SuperLinkPlace:
     ca_certificate: Path
     certificate: Path
     key: Path
-    database: Path
     secret: Path
 
     @property
@@ -83,7 +85,7 @@ class SuperLinkPlace:
 
 
 def superlink(place: SuperLinkPlace) -> Command:
-    """The SuperLink: loopback, TLS, node authentication, sqlite, process isolation with a secret."""
+    """The SuperLink: loopback, TLS, node authentication, state in memory, process isolation with a secret."""
     return [
         script("flower-superlink"),
         "--ssl-ca-certfile", place.ca_certificate,
@@ -92,7 +94,6 @@ def superlink(place: SuperLinkPlace) -> Command:
         "--enable-supernode-auth",
         "--host", "127.0.0.1",
         "--port", str(place.port),
-        "--database", place.database,
         "--isolation", "process",
         "--superexec-auth-secret-file", place.secret,
         "--disable-runtime-dependency-installation",

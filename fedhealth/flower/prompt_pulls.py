@@ -10,13 +10,13 @@ from typing import Final
 
 FIRST_WAIT_S: Final = 0.05
 LONGEST_WAIT_S: Final = 0.5
-PATIENCE_S: Final = (
-    300.0  # Flower's own is a number of tries; so many short ones would end too soon
+TRIES: Final = (
+    400  # times half a second: just over the 180 s that Flower gives an upload before it is void
 )
 CHANGED: Final = {
     "initial_backoff": FIRST_WAIT_S,
     "backoff_cap": LONGEST_WAIT_S,
-    "max_tries_per_object": None,  # 500 short ones would end too soon; `max_time` stays Flower's two hours
+    "max_tries_per_object": TRIES,  # a site that stalls in mid-upload must not hold the round for ever
 }
 
 

@@ -97,7 +97,6 @@ class ServerProcesses:
                     return
         finally:
             self.children.end_all(grace_s=self.config.stop_grace_s)
-            self._forget_flower_state()
 
     def _is_complete(self, run: RunPlan) -> bool:
         return read_json(self.home.run(run.name).outcome).get("state") == "completed"
@@ -106,14 +105,12 @@ class ServerProcesses:
         require_free_port(self.config.listen_host, self.config.port)
         self.home.live.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(self.home.gateway_events, b"")
-        self._forget_flower_state()
         keys = self.home.keys
         place = launch.SuperLinkPlace(
             port=free_port(),
             ca_certificate=keys / "ca.crt",
             certificate=keys / "server.crt",
             key=keys / "server.key",
-            database=self.home.flower / "state.db",
             secret=launch.new_secret(self.home.live / "superexec.secret"),
         )
         launch.write_connection(self.home.flower / "home", place.address, place.ca_certificate)
@@ -135,14 +132,6 @@ class ServerProcesses:
         )
         self._wait_healthy(f"https://{_local(self.config)}/health", gateway)
         self.progress.note(f"listening on {self.config.listen_host}:{self.config.port} (TLS)")
-
-    def _forget_flower_state(self) -> None:
-        """Begin with an empty SuperLink: its runs cannot be resumed, and updates must not rest on disk.
-
-        What a study needs to go on (checkpoints, roster, records) is in files of our own.
-        """
-        for path in self.home.flower.glob("state.db*"):
-            path.unlink()
 
     def _wait_healthy(self, url: str, child: Child) -> None:
         context = ssl.create_default_context(cafile=str(self.home.keys / "ca.crt"))

@@ -52,6 +52,7 @@ class FlowerTransport:
         message_type = MessageType.TRAIN if kind == "train" else MessageType.EVALUATE
         begin = time.monotonic()
         outstanding: dict[str, str] = {}
+        message: Message | None = None
         for site_id in sites:
             if site_id not in nodes:
                 yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
@@ -62,13 +63,15 @@ class FlowerTransport:
                 outstanding[message_id] = site_id
             else:
                 yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
-        del content
+        message = None
+        del content, payload
         while outstanding and time.monotonic() - begin < ttl_s + LATE_S:
             for message_id in list(outstanding):
                 reply = self._pull(message_id, outstanding[message_id], begin)
                 if reply is not None:
                     del outstanding[message_id]
                     yield reply
+                    del reply  # a whole update: not while the next one is awaited
             time.sleep(POLL_S)
         for site_id in outstanding.values():
             yield _dropped(site_id, DropCode.DEADLINE, begin)

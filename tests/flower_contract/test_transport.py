@@ -140,7 +140,6 @@ def test_every_flag_that_we_give_exists(tmp_path: Path) -> None:
         ca_certificate=tmp_path,
         certificate=tmp_path,
         key=tmp_path,
-        database=tmp_path,
         secret=tmp_path,
     )
     node = launch.supernode("h:1", tmp_path, tmp_path, 1, tmp_path, fast=True)

@@ -13,14 +13,13 @@ from fedhealth.flower import launch
 
 @pytest.fixture
 def place(tmp_path: Path) -> launch.SuperLinkPlace:
-    names = ("ca.crt", "server.crt", "server.key", "state.db", "secret")
-    ca, certificate, key, database, secret = (tmp_path / name for name in names)
+    names = ("ca.crt", "server.crt", "server.key", "secret")
+    ca, certificate, key, secret = (tmp_path / name for name in names)
     return launch.SuperLinkPlace(
         port=4711,
         ca_certificate=ca,
         certificate=certificate,
         key=key,
-        database=database,
         secret=secret,
     )
 
