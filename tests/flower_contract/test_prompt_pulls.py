@@ -8,7 +8,7 @@ from flwr.supercore.inflatable import inflatable_utils
 from flwr.superlink.grid import http_grid
 from flwr.supernode.runtime import run_clientapp
 
-from fedhealth.flower.prompt_pulls import CHANGED, FIRST_WAIT_S, LONGEST_WAIT_S
+from fedhealth.flower.prompt_pulls import CHANGED, FIRST_WAIT_S, LONGEST_WAIT_S, TRIES
 
 
 def test_waits_are_keyword_defaults_that_no_caller_sets() -> None:
@@ -34,7 +34,7 @@ def test_a_part_that_comes_late_is_fetched_at_once() -> None:
     code = """
 import time
 from flwr.supercore.inflatable import inflatable_utils as flower
-from fedhealth.flower.prompt_pulls import pull_promptly
+from fedhealth.flower.prompt_pulls import CHANGED, FIRST_WAIT_S, LONGEST_WAIT_S, TRIES
 
 pull_promptly()
 tries = []
@@ -51,4 +51,4 @@ print(len(waits), defaults["initial_backoff"], defaults["backoff_cap"], defaults
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.split() == ["3", str(FIRST_WAIT_S), str(LONGEST_WAIT_S), "None"]
+    assert done.stdout.split() == ["3", str(FIRST_WAIT_S), str(LONGEST_WAIT_S), str(TRIES)]
