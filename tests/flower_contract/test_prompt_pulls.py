@@ -34,7 +34,7 @@ def test_a_part_that_comes_late_is_fetched_at_once() -> None:
     code = """
 import time
 from flwr.supercore.inflatable import inflatable_utils as flower
-from fedhealth.flower.prompt_pulls import CHANGED, FIRST_WAIT_S, LONGEST_WAIT_S, TRIES
+from fedhealth.flower.prompt_pulls import pull_promptly
 
 pull_promptly()
 tries = []
