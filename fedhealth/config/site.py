@@ -40,7 +40,7 @@ class SiteConfig(ConfigModel):
     )
     fast_transport: bool = Field(
         True,
-        description="Two small changes to Flower's message transport (docs/adr/0007); "
+        description="Small changes to Flower's message transport (docs/adr/0007); "
         "false: Flower as it comes.",
     )
     reconnect_first_s: float = Field(
