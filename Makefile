@@ -33,7 +33,7 @@ bench: $(INSTALLED)  ## every benchmark in its quick form
 	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" --quick $(ARGS); done
 
 docs: $(INSTALLED)  ## write the generated pages of docs/reference
-	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python docs/generate_reference.py docs/reference
 
 clean:  ## caches and build products; the environment stays (rm -r .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
