@@ -82,6 +82,12 @@ class GateRefusedError(FedHealthError):
     exit_code = ExitCode.GATE_REFUSED
 
 
+class PrivacyError(FedHealthError):
+    """A privacy parameter, the site's privacy policy or its budget ledger forbids what was asked for."""
+
+    exit_code = ExitCode.PRIVACY_BUDGET
+
+
 class TransportError(FedHealthError):
     """A connection, a frame, a port or a process between the two zones failed."""
 

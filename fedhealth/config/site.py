@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from fedhealth.config.base import ConfigModel, Slug
 from fedhealth.config.levels import LogLevel
+from fedhealth.config.privacy import SitePrivacy
 from fedhealth.config.study import PluginChoice
 
 
@@ -26,6 +27,10 @@ class SiteConfig(ConfigModel):
         le=10_000_000,
         description="Number of training patients that the site makes public, and its weight in FedAvg. "
         "Round it if the exact number is sensitive.",
+    )
+    privacy: SitePrivacy = Field(
+        default_factory=lambda: SitePrivacy(dataset="cohort"),
+        description="The hospital's own limits, and its privacy ledger.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the worker trains; auto: cuda if there is one."

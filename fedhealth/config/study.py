@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedhealth.config.base import ConfigModel, Name, OptionValue, PluginName, Slug
 from fedhealth.config.data import DataConfig
+from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.contracts.metrics import METRIC_RANGES
 
 SCHEMA_VERSION = 1
@@ -150,6 +151,10 @@ class Study(ConfigModel):
     release: ReleaseConfig = Field(
         default_factory=lambda: ReleaseConfig(metric_digits=3),
         description="What may leave besides tensors.",
+    )
+    privacy: PatientPrivacy | None = Field(
+        None,
+        description="Differential privacy for every patient. Left out: none, and every report says so.",
     )
     policy: PoolingPolicy = Field(
         default_factory=lambda: PoolingPolicy(pooling_allowed=False),

@@ -19,6 +19,9 @@ class DropCode(StrEnum):
     STUDY_MISMATCH = "study_mismatch"
     COHORT_REFUSED = "cohort_refused"
     SITE_BUSY = "site_busy"
+    PRIVACY_POLICY = "privacy_policy"
+    PRIVACY_BUDGET = "privacy_budget"
+    LEDGER_REFUSED = "ledger_refused"
 
     DEADLINE = "deadline"
     WORKER_UNREACHABLE = "worker_unreachable"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,28 +28,61 @@ class SiteContext:
     cache_dir: Path
     device: str
     num_threads: int
+    noise_seed: bytes | None = field(default=None, repr=False)
+    """32 bytes that make noise and sampling repeatable. Tests only: no configuration sets it, and the ledger
+    then says `seeded_for_tests`."""
+
+
+NoiseGenerator = Literal["chacha20", "seeded_for_tests"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientMechanism:
+    """DP-SGD of one local round, as it was reserved in the site's ledger: to be carried out exactly, or refused.
+
+    Attributes:
+        sampling_rate: chance that a patient is in a step, in (0, 1]; independent for each patient and step.
+        noise_multiplier: standard deviation of the noise on the sum of clipped gradients, over `clipping_norm`.
+        clipping_norm: most that one patient adds to that sum, L2 over all trainable tensors together.
+        expected_batch_size: the constant that the noised sum is divided by; public.
+        num_steps: optimiser steps, public and fixed.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    clipping_norm: float
+    expected_batch_size: float
+    num_steps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTask:
-    """One local round: `strategy_config` is what the strategy asked for, already through the allow-list."""
+    """One local round: `strategy_config` is what the strategy asked for, already through the allow-list.
+
+    `mechanism` is set when the study protects patients: a method that cannot carry it out must refuse.
+    """
 
     run_name: str
     round_number: int
     attempt: int
     strategy_config: Mapping[str, float | int | bool]
     is_cancelled: Callable[[], bool]
+    mechanism: PatientMechanism | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalUpdate:
     """The new shared tensors by name (the gate checks and flattens them), and training metrics.
 
-    No count of patients: the weight of a site is the size declared at admission.
+    No count of patients: the weight of a site is the size declared at admission. `mechanism` says which one
+    was carried out (None: none), `generator` where its randomness came from; the site compares both with what
+    it reserved, so that a method that ignores the task's mechanism releases nothing.
     """
 
     tensors: Mapping[str, Vector] = field(repr=False)
     metrics: Metrics
+    mechanism: PatientMechanism | None = None
+    generator: NoiseGenerator | None = None
 
 
 class LocalSession(Protocol):
@@ -59,6 +92,13 @@ class LocalSession(Protocol):
         """Metrics of the incoming shared tensors (with the site's private ones) on validation patients.
 
         A metric that is undefined for this cohort (AUC with one class) is left out.
+        """
+        ...
+
+    def patient_metrics(self, vector: Vector) -> "dict[str, NDArray[np.float64]]":
+        """Per-patient values of `accuracy`, `brier` and `log_loss` on validation patients, each (n,) float64.
+
+        What a noised mean is made from when the study protects patients; it never leaves the site as it is.
         """
         ...
 

@@ -1,0 +1,1 @@
+"""Differential privacy: mechanisms, their account, and the budget ledger of a site's data."""

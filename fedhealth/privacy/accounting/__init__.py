@@ -1,0 +1,1 @@
+"""What was released, and what it cost: events, accountants, plans. Imports neither torch nor Opacus."""

@@ -1,0 +1,1 @@
+"""Differentially private training steps: per-patient clipping, Poisson sampling, noise."""

@@ -1,0 +1,1 @@
+"""The budget ledger of a site's data: what was spent, durably, before anything is computed."""
