@@ -8,6 +8,7 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
 from fedhealth.errors import EvidenceError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
+from fedhealth.privacy.accounting.events import Event
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
@@ -120,11 +121,46 @@ class ManifestTensor(Statement):
     dtype: Literal["float32"]
 
 
+class LedgerPlace(Statement):
+    """A place in a site's privacy ledger: number of lines, and the hash of the last one."""
+
+    sequence: int = Field(ge=0, lt=2**53)
+    head: Hex64
+
+
 class CohortMember(Statement):
-    """One site of a round's cohort."""
+    """One site of a round's cohort. `ledger` is the last place of its ledger that the server has seen."""
 
     site_id: SiteId
     key_id: Hex64
+    ledger: LedgerPlace | None = None
+
+
+class RoundPrivacy(Statement):
+    """What the server proposes for every patient; the site holds it against its own study and policy."""
+
+    unit: Literal["patient"]
+    target_epsilon: float | None = Field(gt=0)
+    noise_multiplier: float | None = Field(gt=0)
+    clipping_norm: float = Field(gt=0)
+
+
+class PrivacySpend(Statement):
+    """What a site's answer cost its patients, from its ledger.
+
+    Attributes:
+        round_events: what this answer released about patients.
+        study_events: all that this study reserved on these data so far, this answer included, equal ones merged.
+        delta: at which epsilon is to be derived.
+        clipping_norm: of one patient's gradient; None without patient-level privacy.
+        ledger: the ledger's place after this round's reservation.
+    """
+
+    round_events: tuple[Event, ...] = Field(max_length=100)
+    study_events: tuple[Event, ...] = Field(max_length=1000)
+    delta: float = Field(gt=0, lt=1)
+    clipping_norm: float | None = Field(default=None, gt=0)
+    ledger: LedgerPlace
 
 
 class Manifest(Statement):
@@ -142,6 +178,7 @@ class Manifest(Statement):
     cohort: tuple[CohortMember, ...] = Field(min_length=1, max_length=1000)
     min_cohort: int = Field(ge=2, le=1000)
     strategy_config: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float | int | bool]
+    privacy: RoundPrivacy | None = None
     deadline_s: float = Field(gt=0, le=604_800)
     opened_at: UtcTime
 
@@ -195,6 +232,7 @@ class Contribution(Statement):
     num_elements: int = Field(ge=0)
     train_metrics: Metrics = Field(default_factory=dict)
     evaluate_metrics: Metrics = Field(default_factory=dict)
+    privacy: PrivacySpend | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Contribution":
