@@ -5,15 +5,17 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.contracts.local_training import NoiseGenerator
+
 Vector = NDArray[np.float32]
 StrategyConfig = dict[str, float | int | bool]
 
-STRATEGY_CONFIG_ALLOWED: frozenset[str] = frozenset({"proximal_mu"})
+STRATEGY_CONFIG_ALLOWED: frozenset[str] = frozenset({"clipping_norm", "proximal_mu"})
 """Keys of a strategy's ConfigRecord that may enter a manifest and so reach a site. Everything else is dropped
 (Flower's own bookkeeping such as `server-round`) or refused (see `flower/strategy_adapter.py`)."""
 
@@ -29,13 +31,44 @@ class SiteReply:
     evaluate_metrics: Mapping[str, float]
 
 
+SiteLevelMechanism = Literal["dp-fedavg", "dp-ftrl"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteLevelRelease:
+    """What one round's model told about a whole site: one Gaussian mechanism, or two with adaptive clipping.
+
+    Unit: the site (add or remove one). A patient's guarantee is another matter and is never added to it.
+    """
+
+    mechanism: SiteLevelMechanism
+    noise_multiplier: float
+    """Standard deviation of the noise on the sum of updates over its L2 sensitivity: what an account composes."""
+    noise_std: float
+    """Standard deviation of the noise that every coordinate of the mean update got."""
+    clipping_norm: float
+    """The norm that clipped this round's updates."""
+    denominator: int
+    """The public number that the sum is divided by, whoever replied."""
+    num_replies: int
+    quantile_multiplier: float | None
+    """With adaptive clipping: the same ratio for the noised count of unclipped updates (Andrew et al. 2021)."""
+    generator: NoiseGenerator
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """The next global vector (float32, finite, on the spec) and size-weighted mean metrics."""
+    """The next global vector (float32, finite, on the spec) and size-weighted mean metrics.
+
+    `site_level` is there if the strategy noised the model so that it hides a whole site; `site_level_so_far` are
+    all such releases of the run, this one included, those before a restart too.
+    """
 
     vector: Vector = field(repr=False)
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
+    site_level: SiteLevelRelease | None = None
+    site_level_so_far: tuple[SiteLevelRelease, ...] = ()
 
 
 class Aggregator(Protocol):

@@ -17,6 +17,7 @@ from fedhealth.config.study import RunPlan
 from fedhealth.contracts.aggregation import (
     STRATEGY_CONFIG_ALLOWED,
     Aggregate,
+    SiteLevelRelease,
     SiteReply,
     StrategyConfig,
 )
@@ -89,7 +90,7 @@ class StrategyAggregator:
 
         Raises:
             QuorumError: FH-STRATEGY-031 fewer replies than the minimum cohort.
-            AggregationError: FH-STRATEGY-050 to 055 the strategy or a reply broke the contract.
+            AggregationError: FH-STRATEGY-050 to 056 the strategy or a reply broke the contract.
             whatever the iterator or `load_vector` raises, as it is.
         """
         listed = list(replies)
@@ -104,12 +105,15 @@ class StrategyAggregator:
         evaluate = self._evaluate_messages(listed)
         with self._strategy_errors("aggregate_evaluate"):
             evaluate_metrics = self._strategy.aggregate_evaluate(round_number, evaluate)
+        release, releases = self._releases()
         return Aggregate(
             vector=vector,
             train_metrics=_known_metrics(train_metrics, _common([r.train_metrics for r in listed])),
             evaluate_metrics=_known_metrics(
                 evaluate_metrics, _common([r.evaluate_metrics for r in listed])
             ),
+            site_level=release,
+            site_level_so_far=releases,
         )
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
@@ -151,6 +155,20 @@ class StrategyAggregator:
         record = MetricRecord({name: float(metrics[name]) for name in names})
         record[self._weight_key] = float(reply.weight)
         return record
+
+    def _releases(self) -> tuple[SiteLevelRelease | None, tuple[SiteLevelRelease, ...]]:
+        """What this round told about a site and all of the run; nothing from a strategy that adds no noise."""
+        take = getattr(self._strategy, "take_release", None)
+        if take is None:
+            return None, ()
+        with self._strategy_errors("take_release"):
+            release, so_far = take(), tuple(getattr(self._strategy, "releases", ()))
+        is_whole = so_far[-1:] == (release,) and all(
+            isinstance(one, SiteLevelRelease) for one in so_far
+        )
+        if not is_whole:
+            raise _broken("FH-STRATEGY-056", "the strategy cannot say what its rounds released")
+        return release, so_far
 
     def _to_vector(self, arrays: ArrayRecord) -> Vector:
         """Cast to float32 on the spec. Tensors are taken out of the record one by one."""

@@ -22,7 +22,7 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     Raises:
         ConfigError: FH-CONFIG-010 to 012 not installed, FH-STRATEGY-012 not a Flower strategy,
             FH-STRATEGY-013 unknown option, FH-STRATEGY-014 wrong value, FH-STRATEGY-015 the run's
-            personalisation is not the strategy's.
+            personalisation is not the strategy's; whatever the strategy's own `check_run` raises.
     """
     name = run.strategy.name
     kind = plugins.load("fedhealth.strategies", name)
@@ -38,6 +38,9 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     defaults = {key: value for key, value in _takes_all(min_cohort).items() if key in parameters}
     strategy = _construct(kind, name, defaults | options)
     _check_personalisation(strategy, run)
+    check_run = getattr(strategy, "check_run", None)
+    if check_run is not None:
+        check_run(num_rounds=run.num_rounds, min_cohort=min_cohort)
     return strategy
 
 

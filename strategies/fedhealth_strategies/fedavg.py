@@ -102,12 +102,16 @@ class FedAvg(Strategy):
         _log.log(INFO, "%s, weighting by %s", type(self).__name__, self.weighting)
 
     def _fold(self, content: RecordDict, tensors: TensorMean, metrics: MetricMean) -> None:
+        arrays = self._tensors_of(content)
+        record, size = self._metrics_of(content)
+        tensors.fold(arrays, size if self.weighting == "size" else 1.0)
+        metrics.fold(record, size)
+
+    def _tensors_of(self, content: RecordDict) -> ArrayRecord:
         records = list(content.array_records.values())
         if len(records) != 1:
             raise _malformed_reply()
-        record, size = self._metrics_of(content)
-        tensors.fold(records[0], size if self.weighting == "size" else 1.0)
-        metrics.fold(record, size)
+        return records[0]
 
     def _metrics_of(self, content: RecordDict) -> tuple[MetricRecord, float]:
         records = list(content.metric_records.values())
