@@ -1,6 +1,7 @@
 """Binary classification: entry point ``binary_classification`` of group ``fedhealth.tasks``."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,9 +63,18 @@ class BinaryClassification:
         Returns:
             A scalar.
         """
+        return self._cross_entropy(logits, labels, reduction="mean")
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,) binary cross entropies, in nats; their mean is `loss`."""
+        return self._cross_entropy(logits, labels, reduction="none")
+
+    def _cross_entropy(
+        self, logits: Tensor, labels: Tensor, *, reduction: Literal["mean", "none"]
+    ) -> Tensor:
         weight = torch.tensor(self._positive_weight, device=logits.device)
         return binary_cross_entropy_with_logits(
-            logits.squeeze(1), labels.to(logits.dtype), pos_weight=weight
+            logits.squeeze(1), labels.to(logits.dtype), pos_weight=weight, reduction=reduction
         )
 
     def probabilities(self, logits: Tensor) -> NDArray[np.float64]:

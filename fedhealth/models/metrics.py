@@ -34,18 +34,35 @@ def auc(probabilities: Probabilities, labels: Labels) -> float | None:
 
 def log_loss(probabilities: Probabilities, labels: Labels) -> float:
     """Mean negative log likelihood, in nats."""
+    return float(np.mean(log_losses(probabilities, labels)))
+
+
+def log_losses(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
+    """(N,) negative log likelihoods, in nats; at most 36."""
     kept = np.clip(probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    return float(-np.mean(np.where(labels == 1, np.log(kept), np.log1p(-kept))))
+    return -np.where(labels == 1, np.log(kept), np.log1p(-kept))
 
 
 def brier(probabilities: Probabilities, labels: Labels) -> float:
     """Mean squared difference of probability and outcome (Brier 1950)."""
-    return float(np.mean((probabilities - labels) ** 2))
+    return float(np.mean(squared_errors(probabilities, labels)))
+
+
+def squared_errors(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
+    """(N,) squared differences of probability and outcome."""
+    errors: NDArray[np.float64] = (probabilities - labels) ** 2
+    return errors
 
 
 def accuracy(probabilities: Probabilities, labels: Labels) -> float:
     """Share of patients on the right side of one half (exactly one half predicts label 1)."""
-    return float(np.mean((probabilities >= 0.5) == (labels == 1)))  # noqa: PLR2004
+    return float(np.mean(hits(probabilities, labels)))
+
+
+def hits(probabilities: Probabilities, labels: Labels) -> NDArray[np.bool_]:
+    """(N,) whether a patient is on the right side of one half."""
+    right: NDArray[np.bool_] = (probabilities >= 0.5) == (labels == 1)  # noqa: PLR2004
+    return right
 
 
 def calibration_error(

@@ -17,6 +17,7 @@ from fedhealth.data.tables import table_encoders
 from fedhealth.models.fusion import GatedFusion
 from fedhealth.models.image_encoder import CHANNELS_PER_GROUP, ImageEncoder
 from fedhealth.models.options import parse_options
+from fedhealth.models.patient_rows import row_copies, rows_of_patients
 from fedhealth.models.pretrained import ENCODER_EMBEDDING_SIZE, ENCODER_WIDTHS, load_phantom_encoder
 from fedhealth.models.table_encoder import TableEncoder
 
@@ -93,6 +94,22 @@ class MultimodalModel(nn.Module):
         logits: Tensor = self.head(self.fusion(embeddings, present_BM))
         return logits
 
+    def take_out_frozen_encoders(self) -> dict[str, nn.Module]:
+        """Image encoders that are not trained, by modality; afterwards the model wants their embeddings.
+
+        Local training calls it once, so that a frozen encoder sees each patient once and not in every step:
+        `Batch.volumes` then holds (B, E) embeddings (see `PatientDataset.encode_volumes`).
+        """
+        taken: dict[str, nn.Module] = {}
+        for modality in self._modalities:
+            encoder = self.encoders[_key(modality)]
+            if isinstance(encoder, ImageEncoder) and not any(
+                p.requires_grad for p in encoder.parameters()
+            ):
+                taken[modality.name] = encoder
+                self.encoders[_key(modality)] = nn.Identity()
+        return taken
+
     def _embed(self, batch: Batch, modality: Modality) -> Tensor:
         """Embeddings (B, E): the encoder's where the modality is present, the token elsewhere.
 
@@ -101,19 +118,23 @@ class MultimodalModel(nn.Module):
         """
         name = modality.name
         rows = batch.present[name].nonzero().squeeze(1)
-        token_BE: Tensor = self.absent[_key(modality)].expand(len(batch), -1)  # noqa: N806
+        token_BE = row_copies(self.absent[_key(modality)], len(batch))  # noqa: N806
         if rows.numel() == 0:
             return token_BE
-        encoder = self.encoders[_key(modality)]
+        if rows.numel() == len(batch):
+            return self._encode(batch, modality, rows)
+        with rows_of_patients(rows):
+            encoded = self._encode(batch, modality, rows)
+        return token_BE.index_copy(0, rows, encoded)
+
+    def _encode(self, batch: Batch, modality: Modality, rows: Tensor) -> Tensor:
+        encoder, name = self.encoders[_key(modality)], modality.name
         if isinstance(modality, TableModality):
-            encoded: Tensor = encoder(
-                _rows(batch.tables[name], rows), _rows(batch.missing[name], rows)
-            )
+            features, missing = batch.tables[name], batch.missing[name]
+            encoded: Tensor = encoder(_rows(features, rows), _rows(missing, rows))
         else:
             encoded = encoder(_rows(batch.volumes[name], rows))
-        if rows.numel() == len(batch):
-            return encoded
-        return token_BE.index_copy(0, rows, encoded)
+        return encoded
 
 
 def build_multimodal(

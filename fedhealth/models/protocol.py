@@ -78,3 +78,12 @@ class Task(Protocol):
     ) -> dict[str, float]:
         """Metrics of N patients, by the names of `contracts.metrics`; an undefined one is left out."""
         ...
+
+
+@runtime_checkable
+class TaskWithRowLosses(Protocol):
+    """What a task can have besides, so that private training need not go through the patients one by one."""
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,) losses whose mean is `loss`; row i depends on row i only."""
+        ...

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fedhealth.config.base import ConfigModel
@@ -19,7 +20,7 @@ from fedhealth.contracts.local_training import (
     Vector,
 )
 from fedhealth.contracts.tensors import TensorSpec
-from fedhealth.errors import CancelledTrainingError
+from fedhealth.errors import CancelledTrainingError, PrivacyError
 from fedhealth.models.options import parse_options
 
 if TYPE_CHECKING:
@@ -93,13 +94,25 @@ class AddOneSession:
         """No metrics."""
         return {}
 
+    def patient_metrics(self, vector: Vector) -> dict[str, NDArray[np.float64]]:  # noqa: ARG002 - no patients
+        """No values: it reads no patient."""
+        return {}
+
     def train(self, vector: Vector, task: RoundTask) -> LocalUpdate:
         """The incoming vector plus one.
 
         Raises:
             CancelledTrainingError: FH-TRAIN-001 `task.is_cancelled()` turned true.
             AggregationError: FH-TENSOR-003 the vector is not on the spec.
+            PrivacyError: FH-PRIVACY-055 the study asks for patient privacy.
         """
+        if task.mechanism is not None:
+            raise PrivacyError(
+                "FH-PRIVACY-055",
+                "training 'add_one' cannot carry out patient privacy.",
+                why="It takes no DP-SGD step; an update said to be private would not be what the ledger says.",
+                fix="Name training method 'supervised' in study.yaml, or take the privacy section out.",
+            )
         end = time.monotonic() + self._delay_s
         while True:
             if task.is_cancelled():

@@ -4,7 +4,7 @@ Called by `fedhealth site evaluate`. Test patients are those of the split's test
 settings and no released metric has seen them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,8 @@ from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import PatientDataset
 from fedhealth.data.split import split_patients
 from fedhealth.errors import TrainingError
-from fedhealth.models.metrics import auc_interval
 from fedhealth.models.seeds import derive_seed
+from fedhealth.training.held_out import HeldOutScores, TestResult, result_of, scores_on
 from fedhealth.training.learner import Learner, load, spec_of
 from fedhealth.training.supervised import SupervisedTraining, head_store, supervised_options
 
@@ -27,31 +27,18 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float32]
 
-NUM_BOOTSTRAP_RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TestResult:
-    """Metrics on a site's test patients; None where undefined (AUC with one class, all with no patient).
-
-    `auc_low` and `auc_high` are a 95 % bootstrap interval over patients. The calibration error is not debiased:
-    a perfectly calibrated model shows about 0.05 with 300 patients, and more with fewer.
-    """
-
-    __test__ = False  # not a pytest class, whatever its name looks like
-
-    num_patients: int
-    auc: float | None = None
-    auc_low: float | None = None
-    auc_high: float | None = None
-    log_loss: float | None = None
-    brier: float | None = None
-    calibration_error: float | None = None
-
 
 def evaluate_on_test(
     study: "Study", run: "RunPlan", vector: Vector, site: SiteContext
 ) -> TestResult:
+    """`scores_on_test` as a row of the site's table. Raises the same."""
+    scores = scores_on_test(study, run, vector, site)
+    return result_of(scores, seed=bootstrap_seed(study, site.site_id))
+
+
+def scores_on_test(
+    study: "Study", run: "RunPlan", vector: Vector, site: SiteContext
+) -> HeldOutScores:
     """Judge a run's global vector on this site's test patients, with the site's private head where it has one.
 
     Args:
@@ -80,13 +67,21 @@ def evaluate_on_test(
                 fix="Evaluate a run without personalisation, or take part in this one.",
             )
         load(learner.private, newest[1])
-    return _test_result(study, learner, site)
+    patients = split_patients(site.load_cohort())[SplitName.TEST]
+    dataset = PatientDataset(patients, learner.contract, memory_limit_bytes=0)
+    return scores_on(learner, dataset, batch_size=supervised_options(study).evaluation_batch_size)
+
+
+def bootstrap_seed(study: "Study", site_id: str) -> int:
+    """Of this site's patient resamples: the same for every model, so that the table does not change."""
+    return derive_seed(study.seed, "bootstrap", site_id)
 
 
 def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult:
     """What this site reaches by itself: the same initial weights, settings and number of rounds, no exchange.
 
-    Nothing is written to the state folder. What a strategy asks of a site (FedProx) does not apply.
+    No noise either, whatever the study's privacy: nothing leaves the site. Nothing is written to the state
+    folder. What a strategy asks of a site (FedProx) does not apply.
 
     Raises:
         TrainingError: FH-TRAIN-004 the training diverged, FH-TRAIN-005 there is no training patient.
@@ -111,32 +106,6 @@ def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult
         )
         vector = spec.flatten(session.train(vector, task).tensors)
     return evaluate_on_test(study, run, vector, site)
-
-
-def _test_result(study: "Study", learner: Learner, site: SiteContext) -> TestResult:
-    options = supervised_options(study)
-    patients = split_patients(site.load_cohort())[SplitName.TEST]
-    dataset = PatientDataset(patients, learner.contract, memory_limit_bytes=0)
-    if len(dataset) == 0:
-        return TestResult(num_patients=0)
-    probabilities = learner.predict(dataset, batch_size=options.evaluation_batch_size)
-    labels = dataset.labels.numpy()
-    found = learner.task.metrics(probabilities, labels)
-    low, high = auc_interval(
-        probabilities,
-        labels,
-        num_resamples=NUM_BOOTSTRAP_RESAMPLES,
-        seed=derive_seed(study.seed, "bootstrap", site.site_id),
-    ) or (None, None)
-    return TestResult(
-        num_patients=len(dataset),
-        auc=found.get("auc"),
-        auc_low=low,
-        auc_high=high,
-        log_loss=found.get("log_loss"),
-        brier=found.get("brier"),
-        calibration_error=found.get("calibration_error"),
-    )
 
 
 def _never() -> bool:

@@ -62,6 +62,17 @@ class Learner:
             TrainingError: FH-TRAIN-004 the model's output is not finite.
             SiteDataError: a volume cannot be read.
         """
+        probabilities = self.predict_unchecked(dataset, batch_size=batch_size)
+        if not np.isfinite(probabilities).all():
+            raise non_finite("the model's output")
+        return probabilities
+
+    def predict_unchecked(self, dataset: PatientDataset, *, batch_size: int) -> NDArray[np.float64]:
+        """(N,) probabilities of label 1, NaN where the model's output is not finite.
+
+        Raises:
+            SiteDataError: a volume cannot be read.
+        """
         self.model.eval()
         parts = [np.empty(0)]
         with torch.inference_mode():
@@ -69,10 +80,7 @@ class Learner:
                 rows = np.arange(start, min(start + batch_size, len(dataset)))
                 logits = self.model(dataset.batch(rows).to(self.device))
                 parts.append(self.task.probabilities(logits))
-        probabilities = np.concatenate(parts)
-        if not np.isfinite(probabilities).all():
-            raise non_finite("the model's output")
-        return probabilities
+        return np.concatenate(parts)
 
 
 def choose_device(name: str) -> torch.device:

@@ -51,15 +51,15 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
     model, config = learner.model, plan.config
     parameters = [*learner.shared.values(), *learner.private.values()]
     optimizer = make_optimizer(config.optimizer, parameters)
-    anchors = _anchors(learner) if plan.proximal_mu > 0 else {}
+    anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
     generator = torch.Generator().manual_seed(plan.seed)
     loss_sum, num_seen = torch.zeros((), dtype=torch.float64), 0
     model.train()
     # Layers that draw random numbers (a user's Dropout) use the global generators.
-    with torch.random.fork_rng(devices=_cuda_devices(learner)):
+    with torch.random.fork_rng(devices=cuda_devices(learner)):
         torch.manual_seed(plan.seed)
         for rows in batch_order(len(dataset), config, generator):
-            _stop_if(plan.is_cancelled)
+            stop_if(plan.is_cancelled)
             batch = drop_modalities(dataset.batch(rows), config.modality_dropout, generator)
             batch = batch.to(learner.device)
             optimizer.zero_grad(set_to_none=True)
@@ -67,7 +67,7 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
             if not torch.isfinite(loss):
                 raise non_finite("the training loss")
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            _add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            add_proximal_gradient(learner, anchors, plan.proximal_mu)
             optimizer.step()
             loss_sum += loss.detach().cpu().double() * len(batch)
             num_seen += len(batch)
@@ -113,18 +113,21 @@ def make_optimizer(
     return kind(parameters, lr=rate, weight_decay=decay)
 
 
-def _anchors(learner: Learner) -> dict[str, Tensor]:
+def anchors_of(learner: Learner) -> dict[str, Tensor]:
+    """Copies of the shared parameters: what FedProx pulls to."""
     return {name: p.detach().clone() for name, p in learner.shared.items()}
 
 
-def _add_proximal_gradient(learner: Learner, anchors: Mapping[str, Tensor], mu: float) -> None:
+def add_proximal_gradient(learner: Learner, anchors: Mapping[str, Tensor], mu: float) -> None:
+    """Add mu (w - w_t) to the gradients of the shared parameters; no anchors, nothing."""
     for name, anchor in anchors.items():
         parameter = learner.shared[name]
         pull = (parameter.detach() - anchor).mul_(mu)
         parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
 
 
-def _stop_if(is_cancelled: Callable[[], bool]) -> None:
+def stop_if(is_cancelled: Callable[[], bool]) -> None:
+    """Raises CancelledTrainingError (FH-TRAIN-001) when asked to stop."""
     if is_cancelled():
         raise CancelledTrainingError(
             "FH-TRAIN-001",
@@ -133,5 +136,6 @@ def _stop_if(is_cancelled: Callable[[], bool]) -> None:
         )
 
 
-def _cuda_devices(learner: Learner) -> list[torch.device]:
+def cuda_devices(learner: Learner) -> list[torch.device]:
+    """The devices besides the CPU whose generator a layer may use."""
     return [learner.device] if learner.device.type == "cuda" else []

@@ -2,14 +2,17 @@
 
 The same study, site and round give the same update, bit for bit on the same machine, however long anything
 took and whatever was cancelled before: batch order comes from names and the study's seed, the optimiser is new
-every round, and the private head comes from the last round that was committed.
+every round, and the private head comes from the last round that was committed. Under patient privacy the first
+half does not hold: who is in a step and what the noise is are secret, and new every time.
 """
 
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedhealth.config.base import ConfigModel
@@ -17,6 +20,7 @@ from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import (
     LocalUpdate,
     Metrics,
+    PatientMechanism,
     RoundTask,
     SiteContext,
     Vector,
@@ -27,9 +31,12 @@ from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError, TrainingError
 from fedhealth.models.options import parse_options
 from fedhealth.models.seeds import derive_seed
+from fedhealth.privacy.randomness import Randomness
 from fedhealth.training.learner import Learner, dump, load, spec_of
 from fedhealth.training.local_steps import StepPlan, run_steps
+from fedhealth.training.patient_values import patient_values
 from fedhealth.training.private_head import HeadStore, Tensors
+from fedhealth.training.private_steps import run_private_steps
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -48,6 +55,8 @@ class SupervisedOptions(ConfigModel):
 
 class SupervisedTraining:
     """A `TrainingMethod`: the study's model, task and optimiser on the site's training patients."""
+
+    supports_patient_privacy = True
 
     def initial_tensors(self, study: "Study", run: "RunPlan") -> dict[str, Vector]:
         """The shared parameters of round 1, by name: a pure function of study and run.
@@ -93,6 +102,11 @@ class SupervisedSession:
         newest = self._store.newest() if self._learner.private else None
         self._head_round, self._head = newest or (0, self._first_head)
         self._pending: Tensors | None = None
+        self._randomness = (
+            Randomness.from_os()
+            if site.noise_seed is None
+            else Randomness.seeded_for_tests(site.noise_seed)
+        )
 
     def evaluate(self, vector: Vector) -> Metrics:
         """Metrics of the incoming shared tensors, with the last committed private head, on validation patients.
@@ -105,17 +119,33 @@ class SupervisedSession:
         probabilities = self._learner.predict(self._validation, batch_size=self._batch_size)
         return self._learner.task.metrics(probabilities, self._validation.labels.numpy())
 
+    def patient_metrics(self, vector: Vector) -> dict[str, NDArray[np.float64]]:
+        """Accuracy, Brier score and log loss of each validation patient, (n,) each, finite; never released as such.
+
+        Several records of a patient give their mean. An output that is not finite counts as wrong with certainty:
+        an error would tell the server that such a patient is there.
+
+        Raises:
+            AggregationError: FH-TENSOR-003 the vector is not on the spec.
+        """
+        self._load(vector, self._head)
+        return patient_values(self._learner, self._validation, batch_size=self._batch_size)
+
     def train(self, vector: Vector, task: RoundTask) -> LocalUpdate:
         """Train from the incoming shared tensors, and from the newest private head of an earlier round.
 
+        With `task.mechanism` the steps are private ones (`private_steps`), and no metric comes back: the
+        training loss is a statement about training patients that no noise covers.
+
         Raises:
             CancelledTrainingError: FH-TRAIN-001 `task.is_cancelled()` turned true.
+            PrivacyError: FH-PRIVACY-053 to 059, the mechanism cannot be carried out (`private_steps`).
             TrainingError: FH-TRAIN-004 the loss or a weight is not finite, FH-TRAIN-005 there is no training
-                patient, FH-TRAIN-006 the private head is damaged, FH-TRAIN-007 the strategy asks for
-                something unknown.
+                patient (without a mechanism), FH-TRAIN-006 the private head is damaged, FH-TRAIN-007 the
+                strategy asks for something unknown.
             AggregationError: FH-TENSOR-003 the vector is not on the spec.
         """
-        if len(self._train) == 0:
+        if len(self._train) == 0 and task.mechanism is None:
             raise TrainingError(
                 "FH-TRAIN-005",
                 "this site has no patient on the training side.",
@@ -133,9 +163,21 @@ class SupervisedSession:
             proximal_mu=proximal_mu(task.strategy_config),
             is_cancelled=task.is_cancelled,
         )
+        if task.mechanism is not None:
+            return self._train_privately(plan, task.mechanism)
         train_loss = run_steps(self._learner, self._train, plan)
         self._pending = dump(self._learner.private)
         return LocalUpdate(tensors=dump(self._learner.shared), metrics={"train_loss": train_loss})
+
+    def _train_privately(self, plan: StepPlan, mechanism: PatientMechanism) -> LocalUpdate:
+        run_private_steps(self._learner, self._train, plan, mechanism, self._randomness)
+        self._pending = dump(self._learner.private)
+        return LocalUpdate(
+            tensors=dump(self._learner.shared),
+            metrics={},
+            mechanism=mechanism,
+            generator=self._randomness.generator,
+        )
 
     def commit(self, round_number: int) -> None:
         """Make the private head of the last `train` durable, as that of `round_number`.

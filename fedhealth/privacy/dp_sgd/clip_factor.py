@@ -1,0 +1,26 @@
+"""The factor that brings a patient's gradient to the clipping norm. Called by both ways to get clipped gradients."""
+
+import torch
+from torch import Tensor
+
+ROUNDING_MARGIN = 1e-5
+"""Gradients are aimed this much (relatively) below the clipping norm. The norm and the weighted sum are worked out
+in float32 and in different orders: they differ by about 1e-6 on a large convolution."""
+
+_SMALLEST_NORM = torch.finfo(torch.float64).tiny
+
+
+def clip_factors(squared_norms: Tensor, *, clipping_norm: float) -> Tensor:
+    """min(1, C / norm) of each patient (Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1).
+
+    Args:
+        squared_norms: (...) float64, over all trained tensors together.
+        clipping_norm: C.
+
+    Returns:
+        (...) float64 in [0, 1]; 0 where the squared norm is not finite: a NaN is not clipped by a factor, and
+        an error would tell the server that such a patient is there.
+    """
+    norms = squared_norms.sqrt().clamp(min=_SMALLEST_NORM)
+    factors = (clipping_norm * (1 - ROUNDING_MARGIN) / norms).clamp(max=1.0)
+    return torch.where(torch.isfinite(squared_norms), factors, 0.0)

@@ -1,0 +1,143 @@
+"""The optimiser steps of one local round under patient privacy (DP-SGD). Called by `supervised`.
+
+Abadi et al. 2016, "Deep Learning with Differential Privacy" (arXiv 1607.00133), algorithm 1, with a patient as the
+unit: what the site may release after the steps is what `PatientMechanism` says, neither more nor less. How
+many steps there are, how many patients a step has on average and what it is divided by come from the mechanism.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from logging import getLogger
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedhealth.contracts.local_training import PatientMechanism
+from fedhealth.data.batch import PatientDataset
+from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
+from fedhealth.privacy.dp_sgd.gradient_sum import GradientSum, check_all_noised, check_mechanism
+from fedhealth.privacy.randomness import Randomness
+from fedhealth.training.learner import Learner, non_finite
+from fedhealth.training.local_steps import (
+    StepPlan,
+    add_proximal_gradient,
+    anchors_of,
+    cuda_devices,
+    make_optimizer,
+    stop_if,
+)
+from fedhealth.training.modality_dropout import drop_modalities
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import TrainingConfig
+
+MICRO_BATCHES_PER_BATCH = 2
+"""A forward pass takes up to twice the study's batch size in records: a Poisson draw is above that in less than one
+step in 10 000 for batches of 16, and else one pass is enough."""
+
+_log = getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What the parts of a step share."""
+
+    learner: Learner
+    dataset: PatientDataset
+    config: "TrainingConfig"
+    clipped: ClippedGradients
+    mask_generator: torch.Generator
+
+
+def run_private_steps(
+    learner: Learner,
+    dataset: PatientDataset,
+    plan: StepPlan,
+    mechanism: PatientMechanism,
+    randomness: Randomness,
+) -> None:
+    """Train the learner's shared and private parameters in place, all of them clipped and noised.
+
+    A private head goes through the same steps: a head trained without noise would depend on every patient in full,
+    and the gradients of the shared body with it. The proximal term is added after the noise: it knows no patient.
+
+    Args:
+        learner: model, task and weights.
+        dataset: training patients; none at all is fine, and looks the same from outside.
+        plan: `seed` is not used, see below.
+        mechanism: what was reserved in the ledger.
+        randomness: of sampling, noise and everything else that is drawn for patients.
+
+    Raises:
+        CancelledTrainingError: FH-TRAIN-001 `plan.is_cancelled()` turned true.
+        PrivacyError: FH-PRIVACY-053 the mechanism is none, FH-PRIVACY-054 a tensor would be trained without noise.
+        TrainingError: FH-TRAIN-004 a trained weight is not finite.
+        SiteDataError: a volume cannot be read.
+    """
+    check_mechanism(mechanism)
+    parameters = {**learner.shared, **learner.private}
+    optimizer = make_optimizer(plan.config.optimizer, list(parameters.values()))
+    anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
+    gradient_sum = GradientSum(parameters)
+    num_left_out = 0
+    learner.model.train()
+    # Modality dropout and Dropout layers draw from a secret seed, not from the study's: positions in a batch shift
+    # when a patient is removed, and with a public seed other patients' masks, hence gradients, would shift with
+    # them. Then the difference between two neighbouring cohorts is no longer one clipped gradient.
+    with torch.random.fork_rng(devices=cuda_devices(learner)):
+        torch.manual_seed(_secret_seed(randomness))
+        step = _Step(
+            learner=learner,
+            dataset=dataset,
+            config=plan.config,
+            clipped=ClippedGradients(
+                learner.model,
+                learner.task,
+                parameters,
+                clipping_norm=mechanism.clipping_norm,
+            ),
+            mask_generator=torch.Generator().manual_seed(_secret_seed(randomness)),
+        )
+        for _ in range(mechanism.num_steps):
+            stop_if(plan.is_cancelled)
+            gradient_sum.clear()
+            chosen = randomness.bernoulli(dataset.num_patients, mechanism.sampling_rate)
+            num_left_out += _add_patients(step, gradient_sum, np.flatnonzero(chosen))
+            # An empty draw takes this step too, on noise alone: skipping it would tell that it was empty.
+            check_all_noised(learner.model, parameters)
+            gradient_sum.write_noised_mean(mechanism, randomness)
+            add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            optimizer.step()
+    if num_left_out:
+        _log.warning("gradients that are not finite were left out %d times", num_left_out)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):
+        raise non_finite("a trained weight")
+
+
+def _add_patients(step: _Step, gradient_sum: GradientSum, chosen: NDArray[np.intp]) -> int:
+    num_left_out = 0
+    for rows, owners in _micro_batches(step, chosen):
+        batch = drop_modalities(
+            step.dataset.batch(rows), step.config.modality_dropout, step.mask_generator
+        ).to(step.learner.device)
+        owners_here = owners.to(step.learner.device)
+        num_left_out += step.clipped.add_to(gradient_sum.by_name, batch, owners_here)
+    return num_left_out
+
+
+def _micro_batches(step: _Step, chosen: NDArray[np.intp]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Records and owners, a patient's records always together: they are summed before the norm is taken."""
+    limit = MICRO_BATCHES_PER_BATCH * step.config.batch_size
+    rows, _ = step.dataset.records_of(chosen)
+    num_parts = max(1, math.ceil(len(rows) / limit))
+    for part in np.array_split(chosen, num_parts):
+        if part.size:
+            yield step.dataset.records_of(part)
+
+
+def _secret_seed(randomness: Randomness) -> int:
+    return int(randomness.uniform_bits(1)[0] >> np.uint64(1))

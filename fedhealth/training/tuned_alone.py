@@ -1,0 +1,220 @@
+"""The baseline that a federation has to beat: this hospital alone, without noise, with settings chosen for it.
+
+Called by `fedhealth site evaluate` and by benchmarks. Nothing of it leaves the site, so no privacy is spent; and
+a model that a hospital trains for itself needs no noise. The settings come from one fixed grid, by
+cross-validation on training and validation patients; test patients are looked at once, at the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedhealth.config.study import OptimizerConfig
+from fedhealth.contracts.data import SplitName
+from fedhealth.contracts.local_training import SiteContext
+from fedhealth.data.batch import PatientDataset
+from fedhealth.data.split import split_patients
+from fedhealth.errors import TrainingError
+from fedhealth.models.metrics import log_loss
+from fedhealth.models.seeds import derive_seed
+from fedhealth.training.frozen_encoders import apply_frozen_encoders
+from fedhealth.training.held_out import HeldOutScores, scores_on
+from fedhealth.training.learner import Learner, Tensors, dump, load
+from fedhealth.training.local_steps import StepPlan, run_steps
+from fedhealth.training.supervised import supervised_options
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import RunPlan, Study
+
+LEARNING_RATES: Final = (0.003, 0.01, 0.03)
+STAGE_EPOCHS: Final = 5
+NUM_STAGES: Final = 8
+"""With the rates above the whole grid: 24 settings, every rate after 5, 10, ... 40 epochs. Fixed on generated
+cohorts of other seeds, before any comparison (docs/explanation/privacy-utility.md)."""
+
+BATCH_SIZE: Final = 32
+NUM_FOLDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One point of the grid: Adam's learning rate, and how many epochs."""
+
+    learning_rate: float
+    num_epochs: int
+
+
+GRID: Final = tuple(
+    Setting(learning_rate=rate, num_epochs=STAGE_EPOCHS * stages)
+    for rate, stages in product(LEARNING_RATES, range(1, NUM_STAGES + 1))
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedAlone:
+    """The tuned model's scores on test patients, and what was chosen how.
+
+    Attributes:
+        scores: test patients, judged once.
+        setting: the grid's winner.
+        log_losses: cross-validated log loss of each setting of `GRID`, in its order; infinite where the
+            training diverged.
+    """
+
+    scores: HeldOutScores
+    setting: Setting
+    log_losses: tuple[float, ...]
+
+
+def train_alone_tuned(study: "Study", run: "RunPlan", site: SiteContext) -> TunedAlone:
+    """Choose a setting by cross-validation, train with it on all patients but the test side, judge once.
+
+    The model is the study's, with the same initial weights and modality dropout; optimiser (Adam, new at every
+    5th epoch), learning rate, batch size and epochs are this baseline's own. It gets the validation patients
+    too, which federated training leaves out: where it is unfair, it is so against the federation.
+
+    Raises:
+        TrainingError: FH-TRAIN-040 fewer than two patients to learn from, FH-TRAIN-041 every setting diverged.
+        ConfigError, SiteDataError: as `SupervisedTraining.open_session`.
+    """
+    torch.set_num_threads(site.num_threads)
+    # Alone nothing is sent, so nothing is private: the head is trained like the rest.
+    learner = Learner(study, run.model_copy(update={"personalisation": "none"}), device=site.device)
+    options = supervised_options(study)
+    sides = split_patients(site.load_cohort())
+    known, test = (
+        PatientDataset(patients, learner.contract, memory_limit_bytes=options.memory_limit_bytes)
+        for patients in (
+            (*sides[SplitName.TRAIN], *sides[SplitName.VALIDATION]),
+            sides[SplitName.TEST],
+        )
+    )
+    apply_frozen_encoders(learner, (known, test), batch_size=options.evaluation_batch_size)
+    trainer = _Trainer(study, learner, options.evaluation_batch_size, site.site_id)
+    log_losses = cross_validate(trainer, known)
+    best = int(np.argmin(log_losses))
+    setting = GRID[best]
+    trainer.train(known, setting.learning_rate, setting.num_epochs // STAGE_EPOCHS)
+    return TunedAlone(
+        scores=scores_on(learner, test, batch_size=options.evaluation_batch_size),
+        setting=setting,
+        log_losses=tuple(log_losses),
+    )
+
+
+class _Trainer:
+    """Trains the learner from the study's initial weights, in stages of `STAGE_EPOCHS` epochs."""
+
+    def __init__(
+        self, study: "Study", learner: Learner, evaluation_batch_size: int, site_id: str
+    ) -> None:
+        self.learner = learner
+        self.evaluation_batch_size = evaluation_batch_size
+        self.seed = derive_seed(study.seed, "tuned alone", site_id)
+        self._training = study.training
+        self._first: Tensors = dump(learner.shared)
+
+    def train(
+        self,
+        dataset: PatientDataset,
+        learning_rate: float,
+        num_stages: int,
+        judged: PatientDataset | None = None,
+    ) -> list[NDArray[np.float64]]:
+        """Train; the predictions for `judged` patients after each stage, fewer where it diverged."""
+        load(self.learner.shared, self._first)
+        config = self._training.model_copy(
+            update={
+                "optimizer": OptimizerConfig(name="adam", learning_rate=learning_rate),
+                "batch_size": BATCH_SIZE,
+                "local_epochs": STAGE_EPOCHS,
+                "local_steps": None,
+            }
+        )
+        predictions = []
+        for stage in range(num_stages):
+            plan = StepPlan(
+                config=config,
+                seed=derive_seed(self.seed, stage),
+                proximal_mu=0.0,
+                is_cancelled=_never,
+            )
+            try:
+                run_steps(self.learner, dataset, plan)
+                if judged is not None:
+                    predictions.append(
+                        self.learner.predict(judged, batch_size=self.evaluation_batch_size)
+                    )
+            except TrainingError as error:
+                if judged is None or error.code != "FH-TRAIN-004":
+                    raise
+                break  # this rate diverges: its later stages have lost
+        return predictions
+
+
+def cross_validate(trainer: _Trainer, dataset: PatientDataset) -> list[float]:
+    """Log loss of every setting of `GRID`, each patient predicted by a model that did not see them.
+
+    Raises:
+        TrainingError: FH-TRAIN-040 fewer than two patients, FH-TRAIN-041 every setting diverged.
+    """
+    if dataset.num_patients < 2:  # noqa: PLR2004 - one to learn from and one to judge with
+        raise TrainingError(
+            "FH-TRAIN-040",
+            "this site has fewer than two patients on the training and validation sides.",
+            why="A setting cannot be chosen without a patient to train on and another to judge with.",
+            fix="Check the cohort and the study's split.",
+        )
+    folds = patient_folds(dataset, NUM_FOLDS, seed=derive_seed(trainer.seed, "folds"))
+    log_losses = [
+        value for rate in LEARNING_RATES for value in _log_losses(trainer, dataset, folds, rate)
+    ]
+    if not np.isfinite(log_losses).any():
+        raise TrainingError(
+            "FH-TRAIN-041",
+            "training alone diverged with every setting of the grid.",
+            why="There is then no model of this hospital's own to compare with.",
+            fix="Check the plausibility limits of the study's columns, and the model.",
+        )
+    return log_losses
+
+
+def patient_folds(dataset: PatientDataset, num_folds: int, *, seed: int) -> list[NDArray[np.int64]]:
+    """Rows of each fold, all records of a patient in one; never more folds than patients.
+
+    Numbers of patients, and of those whose first record has label 1, differ by one at most between folds.
+    """
+    labels = dataset.labels.numpy()
+    first_labels = np.array(
+        [labels[int(dataset.records_of([p])[0][0])] for p in range(dataset.num_patients)]
+    )
+    rng = np.random.Generator(np.random.PCG64(seed))
+    mixed = rng.permutation(first_labels.size)
+    by_label = mixed[np.argsort(first_labels[mixed], kind="stable")]
+    return [
+        np.sort(dataset.records_of(by_label[fold::num_folds])[0].numpy())
+        for fold in range(min(num_folds, first_labels.size))
+    ]
+
+
+def _log_losses(
+    trainer: _Trainer, dataset: PatientDataset, folds: Sequence[NDArray[np.int64]], rate: float
+) -> list[float]:
+    """Log loss after each stage with one learning rate, over all folds' patients together."""
+    labels = dataset.labels.numpy()
+    predicted = np.full((NUM_STAGES, labels.size), np.nan)
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(labels.size), fold)
+        stages = trainer.train(dataset.take(rest), rate, NUM_STAGES, judged=dataset.take(fold))
+        for stage, values in enumerate(stages):
+            predicted[stage, fold] = values
+    return [log_loss(row, labels) if np.isfinite(row).all() else float("inf") for row in predicted]
+
+
+def _never() -> bool:
+    return False
