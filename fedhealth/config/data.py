@@ -109,6 +109,12 @@ class DataConfig(ConfigModel):
     """What every site's data must look like."""
 
     patient_id_column: Name = Field("patient_id", description="Column that tells patients apart.")
+    records_per_patient: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Most records (rows) of one patient; they count as one patient in split and privacy.",
+    )
     label: LabelConfig = Field(
         default_factory=lambda: LabelConfig(column="label"), description="What is predicted."
     )
@@ -143,6 +149,7 @@ class DataConfig(ConfigModel):
             label_column=self.label.column,
             label_codes=self.label.codes,
             modalities=tuple(_modality(m) for m in self.modalities),
+            records_per_patient=self.records_per_patient,
             split=SplitPlan(
                 train=self.split.train,
                 validation=self.split.validation,

@@ -67,13 +67,18 @@ class SplitPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataContract:
-    """Columns, units, ranges, codes, grids and split that every site of a study keeps."""
+    """Columns, units, ranges, codes, grids and split that every site of a study keeps.
+
+    Records with the same patient id are one patient: one side of the split, one unit of privacy. More than
+    `records_per_patient` of them are refused.
+    """
 
     patient_id_column: str
     label_column: str
     label_codes: tuple[int, ...]
     modalities: tuple[Modality, ...]
     split: SplitPlan
+    records_per_patient: int = 1
 
     @property
     def tables(self) -> tuple[TableModality, ...]:

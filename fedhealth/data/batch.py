@@ -1,11 +1,12 @@
 """Patients as torch batches. Called by local training and evaluation; models receive `Batch`.
 
 Tables are encoded once. Volumes are read when a batch needs them and kept in memory up to a byte
-limit. The order of patients in a batch, and the order of batches, come from the caller, who owns
-the seed.
+limit, or encoded once and kept as embeddings. The order of patients in a batch, and the order of
+batches, come from the caller, who owns the seed.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,7 @@ class Batch:
         missing: modality name -> (B, C) float32, 1 where the column's value is missing; all 1 if
             absent.
         volumes: modality name -> (B, 1, D, H, W) float32, z-scored; D, H, W are the contract's i,
-            j, k.
+            j, k. After `PatientDataset.encode_volumes`: (B, E) embeddings.
         present: modality name (table or volume) -> (B,) bool.
         labels: (B,) int64, index into the contract's `label_codes`.
     """
@@ -57,18 +58,28 @@ class Batch:
             labels=self.labels.to(device),
         )
 
+    def take(self, rows: Tensor) -> "Batch":
+        """The batch of some rows (R,) int64, in that order."""
+        return Batch(
+            tables=_take(self.tables, rows),
+            missing=_take(self.missing, rows),
+            volumes=_take(self.volumes, rows),
+            present=_take(self.present, rows),
+            labels=self.labels[rows],
+        )
+
 
 class PatientDataset:
     """The patients of one side of a split, as batches.
 
     Args:
-        patients: records that keep the contract.
+        patients: records that keep the contract; those with the same id are one patient.
         contract: the study's data contract.
         memory_limit_bytes: most bytes of volumes kept in memory; 0 keeps none.
 
     Raises:
-        SiteDataError: FH-DATA-030 a table has another width, FH-DATA-031 a label is not in the
-            contract.
+        SiteDataError: FH-DATA-010 a patient has more records than the contract allows, FH-DATA-030 a table
+            has another width, FH-DATA-031 a label is not in the contract.
     """
 
     def __init__(
@@ -81,6 +92,7 @@ class PatientDataset:
         self.table_encoders: dict[str, TableEncoder] = table_encoders(contract)
         self._contract = contract
         self._patients = tuple(patients)
+        self._rows_of = _rows_by_patient(self._patients, contract)
         self._labels = _label_indices(self._patients, contract)
         self._tables: dict[str, Tensor] = {}
         self._missing: dict[str, Tensor] = {}
@@ -91,6 +103,8 @@ class PatientDataset:
             flags = [volume.name in patient.volumes for patient in self._patients]
             self._present[volume.name] = torch.tensor(flags, dtype=torch.bool)
         self._volumes = _VolumeMemory(memory_limit_bytes)
+        self._volume_rows = torch.arange(len(self._patients))
+        self._embedded: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._patients)
@@ -100,8 +114,27 @@ class PatientDataset:
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64 label indices of all patients, in order."""
+        """(N,) int64 label indices of all records, in order."""
         return self._labels
+
+    @property
+    def num_patients(self) -> int:
+        """Patients; `len` counts their records."""
+        return len(self._rows_of)
+
+    def records_of(self, patients: Sequence[int] | NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+        """The records of some patients, and whose they are.
+
+        Args:
+            patients: P distinct positions in 0..num_patients-1, in order of first record.
+
+        Returns:
+            (R,) int64 positions for `batch`, and (R,) int64 owners in 0..P-1.
+        """
+        groups = [self._rows_of[int(patient)] for patient in patients]
+        rows = [row for group in groups for row in group]
+        owners = [owner for owner, group in enumerate(groups) for _ in group]
+        return torch.tensor(rows, dtype=torch.int64), torch.tensor(owners, dtype=torch.int64)
 
     def batch(self, indices: Sequence[int] | NDArray[np.integer] | Tensor) -> Batch:
         """The batch of these patients, in this order; repeats are allowed, none gives B = 0.
@@ -119,9 +152,57 @@ class PatientDataset:
         return Batch(
             tables={name: values[rows] for name, values in self._tables.items()},
             missing={name: values[rows] for name, values in self._missing.items()},
-            volumes={v.name: self._load_volumes(v, rows.tolist()) for v in self._contract.volumes},
+            volumes={v.name: self._volumes_of(v, rows) for v in self._contract.volumes},
             present={m.name: self._present[m.name][rows] for m in self._contract.modalities},
             labels=self._labels[rows],
+        )
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer] | Tensor) -> "PatientDataset":
+        """These records only, in this order; volumes in memory are shared with this dataset.
+
+        Args:
+            indices: (K,) distinct positions in 0..N-1.
+        """
+        taken = copy.copy(self)
+        taken._keep(torch.as_tensor(np.asarray(indices, dtype=np.int64)))  # noqa: SLF001 - own class
+        return taken
+
+    def encode_volumes(
+        self, encoders: Mapping[str, Callable[[Tensor], Tensor]], *, batch_size: int
+    ) -> None:
+        """From now on, `batch` gives these modalities as embeddings, each volume encoded once, here.
+
+        Args:
+            encoders: volume modality name -> from (B, 1, D, H, W) to (B, E), patient by patient.
+            batch_size: patients an encoding.
+
+        Raises:
+            SiteDataError: a volume cannot be read.
+        """
+        for modality in self._contract.volumes:
+            if modality.name not in encoders:
+                continue
+            owners = self._present[modality.name].nonzero().squeeze(1)
+            parts = [
+                encoders[modality.name](self._load_volumes(modality, rows)).detach().cpu()
+                for rows in torch.split(owners, batch_size)
+                if rows.numel()
+            ]
+            # Without any volume the width is unknown, and nothing looks at it: nobody has the modality.
+            width = parts[0].shape[1] if parts else 1
+            embedded = torch.zeros((len(self), width), dtype=torch.float32)
+            if parts:
+                embedded[owners] = torch.cat(parts)
+            self._embedded[modality.name] = embedded
+
+    def _keep(self, rows: Tensor) -> None:
+        self._patients = tuple(self._patients[row] for row in rows.tolist())
+        self._rows_of = _rows_by_patient(self._patients, self._contract)
+        self._labels = self._labels[rows]
+        self._volume_rows = self._volume_rows[rows]
+        self._tables, self._missing, self._present, self._embedded = (
+            {name: values[rows] for name, values in named.items()}
+            for named in (self._tables, self._missing, self._present, self._embedded)
         )
 
     def _encode(self, table: TableModality) -> None:
@@ -136,12 +217,18 @@ class PatientDataset:
         self._missing[table.name] = torch.from_numpy(missing)
         self._present[table.name] = torch.from_numpy(present)
 
-    def _load_volumes(self, modality: VolumeModality, rows: list[int]) -> Tensor:
+    def _volumes_of(self, modality: VolumeModality, rows: Tensor) -> Tensor:
+        if modality.name in self._embedded:
+            return self._embedded[modality.name][rows]
+        return self._load_volumes(modality, rows)
+
+    def _load_volumes(self, modality: VolumeModality, rows: Tensor) -> Tensor:
         stack = torch.zeros((len(rows), 1, *modality.shape), dtype=torch.float32)
-        for position, row in enumerate(rows):
+        for position, row in enumerate(rows.tolist()):
             volume = self._patients[row].volumes.get(modality.name)
             if volume is not None:
-                stack[position, 0] = self._volumes.get((modality.name, row), volume.load)
+                key = (modality.name, int(self._volume_rows[row]))
+                stack[position, 0] = self._volumes.get(key, volume.load)
         return stack
 
 
@@ -164,6 +251,24 @@ class _VolumeMemory:
         return volume
 
 
+def _rows_by_patient(
+    patients: Sequence[Patient], contract: DataContract
+) -> tuple[tuple[int, ...], ...]:
+    rows: dict[str, list[int]] = {}
+    for row, patient in enumerate(patients):
+        rows.setdefault(patient.patient_id, []).append(row)
+    limit = contract.records_per_patient
+    too_many = sum(len(group) > limit for group in rows.values())
+    if too_many:
+        raise SiteDataError(
+            "FH-DATA-010",
+            f"{too_many} patients have more than {limit} records.",
+            why="A patient is the unit of privacy: the study says how many records one may have.",
+            fix="Return no more records for a patient, or raise data.records_per_patient in study.yaml.",
+        )
+    return tuple(tuple(group) for group in rows.values())
+
+
 def _checked_row(values: NDArray[np.float64], encoder: TableEncoder) -> NDArray[np.float64]:
     row = np.asarray(values, dtype=np.float64)
     encoder.encode(row)  # refuses a row of another width before numpy broadcasts it
@@ -181,6 +286,10 @@ def _label_indices(patients: Sequence[Patient], contract: DataContract) -> Tenso
             fix="Map the labels to the contract's codes in the site package.",
         )
     return torch.tensor([index_of[patient.label] for patient in patients], dtype=torch.int64)
+
+
+def _take(tensors: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: tensor[rows] for name, tensor in tensors.items()}
 
 
 def _to(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:

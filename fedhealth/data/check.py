@@ -5,7 +5,7 @@ the people at the site and never leaves it.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,10 @@ _STD_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideSummary:
-    """One side of the split: patients, patients by label code, patients who lack each modality."""
+    """One side of the split: patients, patients by label code, patients with a record that lacks each modality.
+
+    A patient with several records counts once in each number that one of its records belongs to.
+    """
 
     num_patients: int = field(repr=False)
     per_label: Mapping[int, int] = field(repr=False)
@@ -117,13 +120,13 @@ def summarise(cohort: Cohort) -> CohortSummary:
     missing: Counter[str] = Counter()
     for table in cohort.contract.tables:
         for position, column in enumerate(table.columns):
-            missing[column.name] = sum(
-                bool(np.isnan(p.tables[table.name][position]))
+            missing[column.name] = _count(
+                p
                 for p in cohort.patients
-                if table.name in p.tables
+                if table.name in p.tables and np.isnan(p.tables[table.name][position])
             )
     return CohortSummary(
-        num_patients=len(cohort.patients),
+        num_patients=_count(cohort.patients),
         sides=sides,
         missing_values=dict(missing),
         warnings=tuple(_warnings(sides, cohort)),
@@ -191,18 +194,24 @@ def _is_z_scored(voxels: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> b
 
 
 def _summarise_side(patients: Sequence[Patient], cohort: Cohort) -> SideSummary:
-    labels = Counter(patient.label for patient in patients)
     lacking = {
-        modality.name: sum(
-            modality.name not in p.tables and modality.name not in p.volumes for p in patients
+        modality.name: _count(
+            p for p in patients if modality.name not in p.tables and modality.name not in p.volumes
         )
         for modality in cohort.contract.modalities
     }
     return SideSummary(
-        num_patients=len(patients),
-        per_label={code: labels[code] for code in cohort.contract.label_codes},
+        num_patients=_count(patients),
+        per_label={
+            code: _count(p for p in patients if p.label == code)
+            for code in cohort.contract.label_codes
+        },
         lacking=lacking,
     )
+
+
+def _count(records: Iterable[Patient]) -> int:
+    return len({record.patient_id for record in records})
 
 
 def _warnings(sides: Mapping[SplitName, SideSummary], cohort: Cohort) -> list[str]:
@@ -214,6 +223,6 @@ def _warnings(sides: Mapping[SplitName, SideSummary], cohort: Cohort) -> list[st
             found.append(f"All patients of the {name} side have the same label.")
     for modality in cohort.contract.modalities:
         lacking = sum(side.lacking[modality.name] for side in sides.values())
-        if lacking == len(cohort.patients):
+        if lacking == _count(cohort.patients):
             found.append(f"No patient has {modality.name}: check its name, or its folder.")
     return found

@@ -1,7 +1,7 @@
 """Read `cohort.csv`, strict about everything that a spreadsheet can do to a table.
 
-Called by `reader`. One row is one patient. The file is UTF-8 text (a byte order mark is harmless),
-separated by commas, decimals with a point, empty cells where a value is missing. Columns that the
+Called by `reader`. One row is one record of a patient. The file is UTF-8 text (a byte order mark is
+harmless), separated by commas, decimals with a point, empty cells where a value is missing. Columns that the
 contract does not name are ignored: they are never parsed, so they are in no record, no message and
 no cache.
 """
@@ -36,7 +36,7 @@ class CohortTable:
     """The checked content of `cohort.csv`, rows in file order.
 
     Attributes:
-        patient_ids: N distinct pseudonyms.
+        patient_ids: N pseudonyms, each at most `records_per_patient` times.
         labels: (N,) int64 codes of the contract.
         tables: modality name -> (N, C) float64, NaN where missing.
         rows: N spreadsheet row numbers.
@@ -59,13 +59,13 @@ def read_cohort_csv(path: Path, contract: DataContract) -> CohortTable:
         SiteDataError: FH-DATA-001 no such file, FH-DATA-002 not readable as text, FH-DATA-003
             another separator, FH-DATA-004 a column twice, FH-DATA-005 a column missing, FH-DATA-006
             rows of different length, FH-DATA-007 the header again, FH-DATA-008 no patient,
-            FH-DATA-009 unsafe patient id, FH-DATA-010 a patient twice, FH-DATA-011 label missing or
+            FH-DATA-009 unsafe patient id, FH-DATA-010 a patient too often, FH-DATA-011 label missing or
             unknown, FH-DATA-012 not a number, FH-DATA-013 decimal comma, and FH-DATA-014 to 017 as
             in `columns`.
     """
     frame = _parse(_read_text(path), contract)
     rows = tuple(range(FIRST_DATA_ROW, FIRST_DATA_ROW + len(frame)))
-    patient_ids = _patient_ids(frame[contract.patient_id_column], rows)
+    patient_ids = _patient_ids(frame[contract.patient_id_column], contract, rows)
     labels = _labels(frame[contract.label_column], contract, rows)
     tables = {table.name: _table(frame, table, rows) for table in contract.tables}
     return CohortTable(patient_ids=patient_ids, labels=labels, tables=tables, rows=rows)
@@ -163,7 +163,9 @@ def _check_shape(header: list[str], records: list[list[str]]) -> None:
         )
 
 
-def _patient_ids(cells: "pd.Series[str]", rows: Sequence[int]) -> tuple[str, ...]:
+def _patient_ids(
+    cells: "pd.Series[str]", contract: DataContract, rows: Sequence[int]
+) -> tuple[str, ...]:
     unsafe = ~cells.str.fullmatch(PATIENT_ID).to_numpy(dtype=bool)
     if unsafe.any():
         raise SiteDataError(
@@ -173,13 +175,15 @@ def _patient_ids(cells: "pd.Series[str]", rows: Sequence[int]) -> tuple[str, ...
             fix="Use pseudonyms of at most 64 letters, digits, '.', '_' and '-', beginning with a "
             "letter or digit.",
         )
-    twice = cells.duplicated(keep=False).to_numpy(dtype=bool)
-    if twice.any():
+    limit = contract.records_per_patient
+    too_often = cells.map(cells.value_counts()).to_numpy() > limit
+    if too_often.any():
         raise SiteDataError(
             "FH-DATA-010",
-            f"the patient id column has {describe_rows(twice, rows)} that occur more than once.",
-            why="One row is one patient: a patient in two rows could be trained on and tested on.",
-            fix="Keep one row for each patient.",
+            f"the patient id column has {describe_rows(too_often, rows)} whose id occurs more than "
+            f"{'once' if limit == 1 else f'{limit} times'}.",
+            why="The study says how many records one patient may have; all of them count as one patient.",
+            fix="Keep that many rows for each patient, or raise data.records_per_patient in study.yaml.",
         )
     return tuple(cells.tolist())
 

@@ -7,6 +7,9 @@ modality:
 * ``t1/<patient id>.nii.gz``: one volume a patient (or ``.nii``); no file: the patient lacks the
 modality.
 
+Where the contract allows several records of a patient, those rows share the patient's volumes; a site package of
+its own can give every record its own scan.
+
 A patient lacks a table modality when all its cells are empty. Files and columns that the contract
 does not name are not opened and not parsed. Headers of volumes are checked here; voxels when they
 are first needed, and all of them by `fedhealth.data.check`, which is what ``fedhealth site check``

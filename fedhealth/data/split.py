@@ -9,6 +9,7 @@ on average and are not stratified; `check` shows what came out.
 
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Iterable
 
 from fedhealth.contracts.cohort import Cohort, Patient
@@ -21,19 +22,23 @@ _HASH_BITS = 256
 def split_patients(cohort: Cohort) -> dict[SplitName, tuple[Patient, ...]]:
     """The three sides, each in the cohort's order; together they are the cohort.
 
+    All records of a patient are on one side: it depends on the id.
+
     `cohort.fixed_split` replaces the seeded split where the site package gives one.
 
     Raises:
-        SiteDataError: FH-DATA-010 a patient is in the cohort twice, FH-DATA-040 the fixed split
-            leaves a patient out.
+        SiteDataError: FH-DATA-010 a patient has more records than the contract allows, FH-DATA-040 the
+            fixed split leaves a patient out.
     """
-    ids = [patient.patient_id for patient in cohort.patients]
-    if len(set(ids)) != len(ids):
+    limit = cohort.contract.records_per_patient
+    records = Counter(patient.patient_id for patient in cohort.patients)
+    too_many = sum(count > limit for count in records.values())
+    if too_many:
         raise SiteDataError(
             "FH-DATA-010",
-            f"{len(ids) - len(set(ids))} patients are in the cohort more than once.",
-            why="A patient in two records could be trained on and tested on.",
-            fix="Return one record for each patient.",
+            f"{too_many} patients are in the cohort more than {'once' if limit == 1 else f'{limit} times'}.",
+            why="The study's data contract says how many records one patient may have.",
+            fix=f"Return at most {limit} for each patient, or raise data.records_per_patient in study.yaml.",
         )
     sides = _fixed_sides(cohort) if cohort.fixed_split is not None else _seeded_sides(cohort)
     groups: dict[SplitName, list[Patient]] = {name: [] for name in SplitName}
