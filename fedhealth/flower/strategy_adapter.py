@@ -61,6 +61,11 @@ class StrategyAggregator:
         self._weight_key = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._array_key = str(getattr(strategy, "arrayrecord_key", "arrays"))
 
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy itself, for plans and for tests."""
+        return self._strategy
+
     def configure(self, round_number: int, vector: Vector, cohort: Sequence[str]) -> StrategyConfig:
         """What the strategy wants every site of this round's cohort to know.
 

@@ -52,7 +52,9 @@ def clip_update(
     limit = clipping_norm * (1.0 - MARGIN)
     if norm <= limit:
         return new_vector, False
-    slack = rounding_slack(_norm(global_vector), clipping_norm, global_vector.size)
+    slack = rounding_slack(
+        math.sqrt(squared_norm(global_vector)), clipping_norm, global_vector.size
+    )
     if limit <= slack:
         raise _below_resolution(clipping_norm)
     return _shortened(global_vector, new_vector, (limit - slack) / norm), True
@@ -71,6 +73,15 @@ def squared_distance(left: NDArray[np.generic], right: NDArray[np.generic]) -> f
             part = slice(start, start + BLOCK)
             step = np.subtract(right[part], left[part], dtype=np.float64)
             total += float(np.dot(step, step))
+    return total
+
+
+def squared_norm(vector: NDArray[np.generic]) -> float:
+    """Squared L2 norm of `vector`, (n,) of any real dtype, in float64, block by block."""
+    total = 0.0
+    for start in range(0, vector.size, BLOCK):
+        part = vector[start : start + BLOCK].astype(np.float64)
+        total += float(np.dot(part, part))
     return total
 
 
@@ -104,12 +115,6 @@ def _shortened(origin: Vector, new: Vector, scale: float) -> Vector:
         step += origin[part]
         result[part] = step
     return result
-
-
-def _norm(vector: Vector) -> float:
-    zero = np.zeros(min(vector.size, BLOCK), dtype=np.float32)
-    blocks = (vector[start : start + BLOCK] for start in range(0, vector.size, BLOCK))
-    return math.sqrt(sum(squared_distance(zero[: block.size], block) for block in blocks))
 
 
 def _check(global_vector: Vector, new_vector: Vector, clipping_norm: float) -> None:

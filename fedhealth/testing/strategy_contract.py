@@ -23,6 +23,7 @@ from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED, Aggregate, 
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import AggregationError, ConfigError, EvidenceError, QuorumError
 from fedhealth.flower.strategy_adapter import StrategyAggregator, build_aggregator
+from fedhealth.privacy.randomness import Randomness
 from fedhealth.testing.flower_task import flower_task
 
 Vector = NDArray[np.float32]
@@ -54,6 +55,10 @@ class StrategyContract:
     keeps_agreement: ClassVar[bool] = True
     """True if sites that all return the same tensors get these tensors (a mean, a median; not FedAdam)."""
 
+    adds_noise: ClassVar[bool] = False
+    """True if the strategy draws noise: its `randomness_of_round` then gets a stream with a fixed seed per round.
+    Choose options with little noise, since the tests of tolerance know none."""
+
     @pytest.fixture(autouse=True)
     def _in_a_flower_task(self) -> Iterator[None]:
         with flower_task():
@@ -70,7 +75,10 @@ class StrategyContract:
             strategy=PluginChoice(name=self.strategy, options=self.options),
             personalisation=self.personalisation,
         )
-        return build_aggregator(run, SPEC, min_cohort=2)
+        made = build_aggregator(run, SPEC, min_cohort=2)
+        if self.adds_noise:
+            made.strategy.randomness_of_round = _seeded  # type: ignore[attr-defined]  # of noisy strategies
+        return made
 
     def test_configuration_holds_allowed_keys_only(self) -> None:
         config = self.aggregator().configure(1, model(0), COHORT)
@@ -178,6 +186,19 @@ class StrategyContract:
         with pytest.raises(ConfigError, match="no_such_option"):
             build_aggregator(run, SPEC, min_cohort=2)
 
+    def test_noise_is_on_the_account_and_the_account_survives(self) -> None:
+        aggregator = self.aggregator()
+        result = one_round(aggregator, 1, model(0), updates(1))
+        assert (result.site_level is not None) == self.adds_noise
+        if result.site_level is None:
+            assert result.site_level_so_far == ()
+            return
+        assert result.site_level.generator == "seeded_for_tests"
+        resumed = self.aggregator()
+        resumed.load_state_dict(aggregator.state_dict())
+        again = one_round(resumed, 2, result.vector, updates(2))
+        assert again.site_level_so_far == (result.site_level, again.site_level)
+
     def test_replies_are_dropped_one_by_one_where_streaming_is_claimed(self) -> None:
         if not self.streams_replies:
             pytest.skip("this strategy keeps its replies: server memory grows with the sites")
@@ -230,6 +251,10 @@ def one_round(
     """Configure and aggregate one round in which the first sites of the cohort return these models."""
     aggregator.configure(number, vector, COHORT[: len(returned)])
     return aggregator.aggregate(number, iter([reply(i, v) for i, v in enumerate(returned)]))
+
+
+def _seeded(round_number: int) -> Randomness:
+    return Randomness.seeded_for_tests(round_number.to_bytes(32, "big"))
 
 
 def _unreadable() -> Vector:

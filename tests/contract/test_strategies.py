@@ -37,3 +37,40 @@ class TestFlowerFedAdam(StrategyContract):
 
 class TestFlowerFedMedian(StrategyContract):
     strategy = "flower-fedmedian"
+
+
+class TestDpFedAvg(StrategyContract):
+    strategy = "dp-fedavg"
+    options = {"num_sites": 4, "noise_multiplier": 1e-9, "clipping_norm": 100.0}  # noqa: RUF012
+    streams_replies = True
+    keeps_agreement = False  # a site that drops out leaves the denominator as it is
+    adds_noise = True
+
+
+class TestAdaptiveDpFedAvg(StrategyContract):
+    strategy = "dp-fedavg"
+    options = {  # noqa: RUF012 - a ClassVar of the suite
+        "num_sites": 4,
+        "noise_multiplier": 1e-7,
+        "clipping_norm": 5.0,
+        "adaptive_clipping": True,
+        "count_noise": 0.01,
+        "server_optimizer": "yogi",
+    }
+    streams_replies = True
+    keeps_agreement = False
+    adds_noise = True
+
+
+class TestDpFtrl(StrategyContract):
+    strategy = "dp-ftrl"
+    options = {  # noqa: RUF012 - a ClassVar of the suite
+        "num_sites": 4,
+        "noise_multiplier": 1e-7,
+        "clipping_norm": 5.0,
+        "bands": 3,
+        "server_optimizer": "adam",
+    }
+    streams_replies = True
+    keeps_agreement = False
+    adds_noise = True
