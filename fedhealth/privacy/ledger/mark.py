@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerMark:
-    """Number of lines, and the SHA-256 (hex) of the last one: who keeps it can tell an older copy."""
+    """Sequence number and SHA-256 (hex) of a ledger's last line: who keeps it can tell an older copy."""
 
     sequence: int
     head: str
