@@ -42,7 +42,7 @@ class LedgerState:
         self._reservations: dict[str, ReservationFacts] = {}
         self._seals: dict[str, SealBody] = {}
         self._recoveries: list[RecoveryFacts] = []
-        self._orders: dict[tuple[str, str], tuple[int, int, int]] = {}
+        self._orders: dict[tuple[str, str, str], tuple[int, int, int]] = {}
         self._kept: dict[tuple[str, str], tuple[str, ...]] = {}
         self._marks: set[tuple[int, str]] = set()
 
@@ -82,7 +82,7 @@ class LedgerState:
             raise problems.replay(
                 f"this manifest of round {body.round_number} attempt {body.attempt} was reserved before"
             )
-        last = self._orders.get((body.study_id, body.run_name))
+        last = self._orders.get((body.study_id, body.study_sha256, body.run_name))
         if last is not None and body.order <= last:
             raise problems.replay(
                 f"round {body.round_number} attempt {body.attempt} ({body.kind}) is not after round "
@@ -148,6 +148,7 @@ class LedgerState:
             mark=self.mark,
             lines=tuple(self._reservations.values()),
             recoveries=tuple(self._recoveries),
+            marks=frozenset(self._marks),
         )
 
     def _state_of(self, manifest_sha256: str) -> str | None:
@@ -171,7 +172,7 @@ class LedgerState:
 
     def _reserve(self, body: ReserveBody, line: AnyLine) -> None:
         self.check_reserve(body)
-        self._orders[body.study_id, body.run_name] = body.order
+        self._orders[body.study_id, body.study_sha256, body.run_name] = body.order
         self._reservations[body.manifest_sha256] = ReservationFacts(
             sequence=line.seq,
             at=line.at,

@@ -1,6 +1,6 @@
 """What a ledger says: every reservation, and what was recovered. For the policy, `site budget` and reports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fedhealth.privacy.accounting.events import Event
@@ -49,6 +49,7 @@ class LedgerView:
         mark: place of the last line.
         lines: reservations, oldest first; all of them are spent.
         recoveries: oldest first; spent as well.
+        marks: sequence and hash of every line, and of recovered places.
     """
 
     dataset: str
@@ -57,6 +58,11 @@ class LedgerView:
     mark: LedgerMark
     lines: tuple[ReservationFacts, ...]
     recoveries: tuple[RecoveryFacts, ...]
+    marks: frozenset[tuple[int, str]] = field(repr=False, default=frozenset())
+
+    def contains(self, mark: LedgerMark) -> bool:
+        """Does this copy hold that line, or a recovery of it?"""
+        return (mark.sequence, mark.head) in self.marks
 
     def events(self, study_id: str | None = None) -> tuple[Event, ...]:
         """All that was spent, by one study or by all: reserved, sealed or not, and recovered."""
