@@ -122,6 +122,11 @@ class PatientDataset:
         """Patients; `len` counts their records."""
         return len(self._rows_of)
 
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Modalities that at least one record has."""
+        return frozenset(name for name, flags in self._present.items() if bool(flags.any()))
+
     def records_of(self, patients: Sequence[int] | NDArray[np.integer]) -> tuple[Tensor, Tensor]:
         """The records of some patients, and whose they are.
 
@@ -179,6 +184,8 @@ class PatientDataset:
         Raises:
             SiteDataError: a volume cannot be read.
         """
+        if all(modality.name in encoders for modality in self._contract.volumes):
+            self._volumes = _VolumeMemory(0)  # nobody reads a volume again
         for modality in self._contract.volumes:
             if modality.name not in encoders:
                 continue
@@ -188,8 +195,8 @@ class PatientDataset:
                 for rows in torch.split(owners, batch_size)
                 if rows.numel()
             ]
-            # Without any volume the width is unknown, and nothing looks at it: nobody has the modality.
-            width = parts[0].shape[1] if parts else 1
+            nobody = torch.zeros((1, 1, *modality.shape))  # tells the width where no patient does
+            width = (parts[0] if parts else encoders[modality.name](nobody)).shape[1]
             embedded = torch.zeros((len(self), width), dtype=torch.float32)
             if parts:
                 embedded[owners] = torch.cat(parts)

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedhealth.config.base import OptionValue
 from fedhealth.contracts.data import (
@@ -28,9 +28,10 @@ from fedhealth.contracts.data import (
     VolumeModality,
 )
 from fedhealth.data.batch import Batch
-from fedhealth.data.tables import table_encoders
 from fedhealth.models.build import check_model, is_private, seeded_model, trainable_parameters
+from fedhealth.models.example_batch import random_batch, without
 from fedhealth.models.protocol import ModelBuilder
+from fedhealth.models.row_independence import check_rows_are_independent
 
 NUM_PATIENTS = 6
 TOLERANCE = 1e-5
@@ -52,52 +53,6 @@ def example_contract() -> DataContract:
             VolumeModality(name="mri", shape=(16, 16, 16), spacing_mm=(2.0, 2.0, 2.0)),
         ),
         split=SplitPlan(train=0.7, validation=0.1, test=0.2, seed=0),
-    )
-
-
-def random_batch(contract: DataContract, count: int, *, seed: int = 0) -> Batch:
-    """B patients with every modality, drawn from a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    encoders = table_encoders(contract)
-    return Batch(
-        tables={
-            t.name: torch.rand(count, encoders[t.name].num_features, generator=generator) * 2 - 1
-            for t in contract.tables
-        },
-        missing={t.name: torch.zeros(count, encoders[t.name].num_columns) for t in contract.tables},
-        volumes={
-            v.name: torch.randn(count, 1, *v.shape, generator=generator) for v in contract.volumes
-        },
-        present={m.name: torch.ones(count, dtype=torch.bool) for m in contract.modalities},
-        labels=torch.arange(count) % len(contract.label_codes),
-    )
-
-
-def without(batch: Batch, name: str, rows: Tensor | None = None) -> Batch:
-    """The batch in which the patients of `rows` (B,) bool, or all, lack a modality."""
-    gone = torch.ones(len(batch), dtype=torch.bool) if rows is None else rows
-    tables, missing, volumes = dict(batch.tables), dict(batch.missing), dict(batch.volumes)
-    if name in tables:
-        tables[name] = tables[name].masked_fill(gone[:, None], 0.0)
-        missing[name] = missing[name].masked_fill(gone[:, None], 1.0)
-    else:
-        volumes[name] = volumes[name].masked_fill(gone[:, None, None, None, None], 0.0)
-    present = {**batch.present, name: batch.present[name] & ~gone}
-    return replace(batch, tables=tables, missing=missing, volumes=volumes, present=present)
-
-
-def rows_of(batch: Batch, rows: Tensor) -> Batch:
-    """The batch of some patients, by row number."""
-
-    def pick(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor[rows] for name, tensor in tensors.items()}
-
-    return Batch(
-        tables=pick(batch.tables),
-        missing=pick(batch.missing),
-        volumes=pick(batch.volumes),
-        present=pick(batch.present),
-        labels=batch.labels[rows],
     )
 
 
@@ -169,8 +124,14 @@ class ModelContract:
         with torch.no_grad():
             together = model(batch)
             for row in range(NUM_PATIENTS):
-                alone = model(rows_of(batch, torch.tensor([row])))
+                alone = model(batch.take(torch.tensor([row])))
                 torch.testing.assert_close(alone[0], together[row], atol=TOLERANCE, rtol=TOLERANCE)
+
+    def test_private_training_accepts_the_model(
+        self, model: nn.Module, contract: DataContract
+    ) -> None:
+        """In training mode, too, no layer mixes patients."""
+        check_rows_are_independent(model, contract)
 
     def test_an_absent_modality_is_fine_and_its_values_are_not_read(
         self, model: nn.Module, batch: Batch, contract: DataContract

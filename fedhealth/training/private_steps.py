@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.data.batch import PatientDataset
+from fedhealth.models.example_batch import random_batch_like, without
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.dp_sgd.gradient_sum import GradientSum, check_all_noised, check_mechanism
 from fedhealth.privacy.randomness import Randomness
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
     from fedhealth.config.study import TrainingConfig
 
 MICRO_BATCHES_PER_BATCH = 2
-"""A forward pass takes up to twice the study's batch size in records: a Poisson draw is above that in less than one
-step in 10 000 for batches of 16, and else one pass is enough."""
+"""A forward pass takes about twice the study's batch size in records at most: with batches of 16 a Poisson draw is
+above that in one step of 7000, and else one pass is enough."""
+
+NUM_TRIAL_RECORDS = 5
+"""Enough for records with everything, and without the odd and the even modalities."""
 
 _log = getLogger(__name__)
 
@@ -49,7 +53,8 @@ class _Step:
     learner: Learner
     dataset: PatientDataset
     config: "TrainingConfig"
-    clipped: ClippedGradients
+    gradients: ClippedGradients
+    clipping_norm: float
     mask_generator: torch.Generator
 
 
@@ -59,6 +64,8 @@ def run_private_steps(
     plan: StepPlan,
     mechanism: PatientMechanism,
     randomness: Randomness,
+    *,
+    gradients: ClippedGradients | None = None,
 ) -> None:
     """Train the learner's shared and private parameters in place, all of them clipped and noised.
 
@@ -71,6 +78,7 @@ def run_private_steps(
         plan: `seed` is not used, see below.
         mechanism: what was reserved in the ledger.
         randomness: of sampling, noise and everything else that is drawn for patients.
+        gradients: of `clipped_gradients`, kept by a session from round to round; None makes them for this call.
 
     Raises:
         CancelledTrainingError: FH-TRAIN-001 `plan.is_cancelled()` turned true.
@@ -79,6 +87,41 @@ def run_private_steps(
         SiteDataError: a volume cannot be read.
     """
     check_mechanism(mechanism)
+    if gradients is not None:
+        _run_steps(learner, dataset, plan, mechanism, randomness, gradients=gradients)
+        return
+    gradients = clipped_gradients(learner, dataset)
+    try:
+        _run_steps(learner, dataset, plan, mechanism, randomness, gradients=gradients)
+    finally:
+        gradients.close()
+
+
+def clipped_gradients(learner: Learner, dataset: PatientDataset) -> ClippedGradients:
+    """Tries on made-up patients how the model's gradients are kept apart; close it when the learner is done."""
+    trial = random_batch_like(dataset.batch([]), NUM_TRIAL_RECORDS)
+    rows = torch.arange(len(trial))
+    for number, name in enumerate(trial.present):
+        # No record at all: nothing will ever look at it, and its width may be unknown.
+        never = name not in dataset.modalities
+        trial = without(trial, name, None if never else rows % 3 == 1 + number % 2)
+    return ClippedGradients(
+        learner.model,
+        learner.task,
+        {**learner.shared, **learner.private},
+        trial.to(learner.device),
+    )
+
+
+def _run_steps(
+    learner: Learner,
+    dataset: PatientDataset,
+    plan: StepPlan,
+    mechanism: PatientMechanism,
+    randomness: Randomness,
+    *,
+    gradients: ClippedGradients,
+) -> None:
     parameters = {**learner.shared, **learner.private}
     optimizer = make_optimizer(plan.config.optimizer, list(parameters.values()))
     anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
@@ -94,12 +137,8 @@ def run_private_steps(
             learner=learner,
             dataset=dataset,
             config=plan.config,
-            clipped=ClippedGradients(
-                learner.model,
-                learner.task,
-                parameters,
-                clipping_norm=mechanism.clipping_norm,
-            ),
+            gradients=gradients,
+            clipping_norm=mechanism.clipping_norm,
             mask_generator=torch.Generator().manual_seed(_secret_seed(randomness)),
         )
         for _ in range(mechanism.num_steps):
@@ -125,7 +164,9 @@ def _add_patients(step: _Step, gradient_sum: GradientSum, chosen: NDArray[np.int
             step.dataset.batch(rows), step.config.modality_dropout, step.mask_generator
         ).to(step.learner.device)
         owners_here = owners.to(step.learner.device)
-        num_left_out += step.clipped.add_to(gradient_sum.by_name, batch, owners_here)
+        num_left_out += step.gradients.add_to(
+            gradient_sum.by_name, batch, owners_here, clipping_norm=step.clipping_norm
+        )
     return num_left_out
 
 

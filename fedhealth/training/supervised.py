@@ -28,15 +28,18 @@ from fedhealth.contracts.local_training import (
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import DEFAULT_MEMORY_LIMIT_BYTES, PatientDataset
 from fedhealth.data.split import split_patients
-from fedhealth.errors import ConfigError, TrainingError
+from fedhealth.errors import ConfigError, PrivacyError, TrainingError
 from fedhealth.models.options import parse_options
+from fedhealth.models.row_independence import check_rows_are_independent
 from fedhealth.models.seeds import derive_seed
+from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.randomness import Randomness
+from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.learner import Learner, dump, load, spec_of
 from fedhealth.training.local_steps import StepPlan, run_steps
 from fedhealth.training.patient_values import patient_values
 from fedhealth.training.private_head import HeadStore, Tensors
-from fedhealth.training.private_steps import run_private_steps
+from fedhealth.training.private_steps import clipped_gradients, run_private_steps
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -63,9 +66,13 @@ class SupervisedTraining:
 
         Raises:
             ConfigError: model, task, options or training method of the study are wrong.
+            PrivacyError: FH-PRIVACY-056 the study protects patients and the model mixes them.
         """
         supervised_options(study)
-        return dump(Learner(study, run).shared)
+        learner = Learner(study, run)
+        if study.privacy is not None:
+            check_rows_are_independent(learner.model, learner.contract)
+        return dump(learner.shared)
 
     def open_session(
         self, study: "Study", run: "RunPlan", spec: TensorSpec, site: SiteContext
@@ -74,6 +81,7 @@ class SupervisedTraining:
 
         Raises:
             ConfigError: FH-TRAIN-003 the spec is not this model's; or as `Learner`.
+            PrivacyError: FH-PRIVACY-056 the study protects patients and the model mixes them.
             SiteDataError: the cohort does not keep the data contract.
         """
         return SupervisedSession(study, run, spec, site)
@@ -88,6 +96,8 @@ class SupervisedSession:
         self._study, self._run, self._site_id = study, run, site.site_id
         self._batch_size = options.evaluation_batch_size
         self._learner = Learner(study, run, device=site.device)
+        if study.privacy is not None:
+            check_rows_are_independent(self._learner.model, self._learner.contract)
         self._spec = spec_of(self._learner.shared)
         _check_spec(spec, self._spec)
         sides = split_patients(site.load_cohort())
@@ -97,11 +107,15 @@ class SupervisedSession:
             )
             for side in (SplitName.TRAIN, SplitName.VALIDATION)
         )
+        apply_frozen_encoders(
+            self._learner, (self._train, self._validation), batch_size=self._batch_size
+        )
         self._first_head = dump(self._learner.private)
         self._store = head_store(site, run, self._learner)
         newest = self._store.newest() if self._learner.private else None
         self._head_round, self._head = newest or (0, self._first_head)
         self._pending: Tensors | None = None
+        self._gradients: ClippedGradients | None = None
         self._randomness = (
             Randomness.from_os()
             if site.noise_seed is None
@@ -139,7 +153,8 @@ class SupervisedSession:
 
         Raises:
             CancelledTrainingError: FH-TRAIN-001 `task.is_cancelled()` turned true.
-            PrivacyError: FH-PRIVACY-053 to 059, the mechanism cannot be carried out (`private_steps`).
+            PrivacyError: FH-PRIVACY-057 the study does not protect patients and the task does; or as
+                `private_steps.run_private_steps`.
             TrainingError: FH-TRAIN-004 the loss or a weight is not finite, FH-TRAIN-005 there is no training
                 patient (without a mechanism), FH-TRAIN-006 the private head is damaged, FH-TRAIN-007 the
                 strategy asks for something unknown.
@@ -170,7 +185,18 @@ class SupervisedSession:
         return LocalUpdate(tensors=dump(self._learner.shared), metrics={"train_loss": train_loss})
 
     def _train_privately(self, plan: StepPlan, mechanism: PatientMechanism) -> LocalUpdate:
-        run_private_steps(self._learner, self._train, plan, mechanism, self._randomness)
+        if self._study.privacy is None:
+            raise PrivacyError(
+                "FH-PRIVACY-057",
+                "the round asks for private steps, and the study has no privacy section.",
+                why="The model was then not checked for layers that mix patients.",
+                fix="Add `privacy` to study.yaml.",
+            )
+        if self._gradients is None:
+            self._gradients = clipped_gradients(self._learner, self._train)
+        run_private_steps(
+            self._learner, self._train, plan, mechanism, self._randomness, gradients=self._gradients
+        )
         self._pending = dump(self._learner.private)
         return LocalUpdate(
             tensors=dump(self._learner.shared),
