@@ -1,0 +1,178 @@
+"""What a whole site gives away through the models of a run, and what that number is worth with few sites.
+
+Called by reports and plans. The unit is the site and is never mixed with a patient's account. Every site is asked
+in every round and everybody sees who answered, so no sampling makes the noise count for more than it is.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from fedhealth.contracts.aggregation import SiteLevelRelease
+from fedhealth.errors import PrivacyError
+from fedhealth.privacy.accounting.accountants import Spend, compose
+from fedhealth.privacy.accounting.events import (
+    Event,
+    GaussianRelease,
+    Generator,
+    UnboundedRelease,
+    merge_events,
+)
+
+MIN_SITES_FOR_BADGE: Final = 20
+"""Below it the noise that gives a small epsilon is as large as what it hides: no report shows a badge."""
+
+SITES: Final = "sites"
+"""Stands where a patient's event names the split of a data set: all sites are one population."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteLevelStatement:
+    """The guarantee for a whole site against somebody who sees the models of the run, and nothing else."""
+
+    spend: Spend
+    """Epsilon (PLD and RDP), delta, unit, adjacency, accountant and its version."""
+    num_sites: int
+    noise_over_clip: float
+    """Least standard deviation of a round's noise on one coordinate of the mean, in clipping norms."""
+    is_meaningful: bool
+    """False below 20 sites, without a finite epsilon, or if delta is no less than 1 / num_sites: no badge."""
+    sentence: str
+
+    @property
+    def epsilon(self) -> float:
+        """The headline: epsilon from privacy loss distributions; may be infinite."""
+        return self.spend.epsilon
+
+    @property
+    def delta(self) -> float:
+        """The delta that the epsilon belongs to."""
+        return self.spend.delta
+
+    @property
+    def unit(self) -> Literal["site"]:
+        """Always the site."""
+        return "site"
+
+
+def default_delta(num_sites: int) -> float:
+    """``min(1e-3, 0.1 / num_sites)``: the rule for patients, with sites in their place.
+
+    A tenth of 1 / num_sites, since a mechanism that publishes one site in `num_sites` at random has that delta.
+
+    Raises:
+        PrivacyError: FH-PRIVACY-085 fewer than one site.
+    """
+    if num_sites < 1:
+        raise PrivacyError("FH-PRIVACY-085", f"{num_sites} sites have no site-level privacy.")
+    return min(1e-3, 0.1 / num_sites)
+
+
+def site_level_events(releases: Iterable[SiteLevelRelease]) -> tuple[Event, ...]:
+    """The events of these rounds, equal ones counted together.
+
+    A round is one Gaussian release (DP-FedAvg: McMahan et al. 2018, arXiv 1710.06963; DP-FTRL: one row of the
+    matrix mechanism), and one more for the noised count when the clipping norm adapts (Andrew et al. 2021,
+    arXiv 1905.03871, theorem 1: the two compose to the multiplier that the study set).
+    """
+    return merge_events(event for release in releases for event in _events_of(release))
+
+
+def statement_of_site_level(
+    events: Iterable[Event],
+    num_sites: int,
+    delta: float | None = None,
+    *,
+    noise_over_clip: float | None = None,
+) -> SiteLevelStatement:
+    """Epsilon of a run for a whole site, and a sentence that says what it is worth.
+
+    Args:
+        events: all releases of the run, unit ``site``.
+        num_sites: the public denominator of the mean.
+        delta: left out, `default_delta`.
+        noise_over_clip: the noise of a round on a coordinate of the mean over the clipping norm; left out, a lower
+            bound from the events.
+
+    Raises:
+        PrivacyError: FH-PRIVACY-085 fewer than one site, FH-PRIVACY-086 an event of another unit,
+            FH-PRIVACY-087 a delta outside of (0, 1).
+    """
+    listed = tuple(events)
+    chosen = default_delta(num_sites) if delta is None else delta
+    if num_sites < 1:
+        raise PrivacyError("FH-PRIVACY-085", f"{num_sites} sites have no site-level privacy.")
+    if not 0 < chosen < 1:
+        raise PrivacyError(
+            "FH-PRIVACY-087",
+            f"a delta of {chosen} is not between 0 and 1.",
+            fix="Leave it out, or give a number well below 1 / number of sites.",
+        )
+    if any(event.unit != "site" for event in listed):
+        raise PrivacyError(
+            "FH-PRIVACY-086",
+            "an event of a patient's account was given for a site's.",
+            why="The two protect different things; one number for both would be true of neither.",
+            fix="Compose each unit by itself.",
+        )
+    spend = replace(compose(listed, delta=chosen), unit="site")  # without events it cannot know
+    share = _least_multiplier(listed) / num_sites if noise_over_clip is None else noise_over_clip
+    is_meaningful = (
+        math.isfinite(spend.epsilon) and num_sites >= MIN_SITES_FOR_BADGE and chosen * num_sites < 1
+    )
+    return SiteLevelStatement(
+        spend=spend,
+        num_sites=num_sites,
+        noise_over_clip=share,
+        is_meaningful=is_meaningful,
+        sentence=_sentence(spend, num_sites, share, is_meaningful=is_meaningful),
+    )
+
+
+def _events_of(release: SiteLevelRelease) -> Iterable[Event]:
+    yield _gaussian(release.noise_multiplier, release.generator)
+    if release.quantile_multiplier is not None:
+        yield _gaussian(release.quantile_multiplier, release.generator)
+
+
+def _gaussian(multiplier: float, generator: Generator) -> GaussianRelease:
+    return GaussianRelease(
+        unit="site",
+        noise_multiplier=multiplier,
+        steps=1,
+        population="all",
+        split_id=SITES,
+        generator=generator,
+    )
+
+
+def _least_multiplier(events: tuple[Event, ...]) -> float:
+    if any(isinstance(event, UnboundedRelease) for event in events):
+        return 0.0
+    multipliers = [e.noise_multiplier for e in events if isinstance(e, GaussianRelease)]
+    return min(multipliers, default=0.0)
+
+
+def _sentence(spend: Spend, num_sites: int, share: float, *, is_meaningful: bool) -> str:
+    models = f"Against somebody who sees only the models, a whole site has epsilon {_number(spend.epsilon)}"
+    said = f"{models} at delta {spend.delta:.2g} (add or remove one site)"
+    noise = (
+        f"in every round each coordinate of the mean carries noise of at least {share:.2g} clipping norms, "
+        f"and one of the {num_sites} sites moves the mean by at most {1 / num_sites:.2g} of them."
+    )
+    if is_meaningful:
+        return f"{said}; {noise}"
+    if num_sites < MIN_SITES_FOR_BADGE:
+        reason = f"with fewer than {MIN_SITES_FOR_BADGE} sites this is no protection to rely on"
+    elif not math.isfinite(spend.epsilon):
+        reason = "something left without noise, so nothing bounds it"
+    else:
+        reason = (
+            "delta is not below 1 / number of sites, so publishing one site whole would be allowed"
+        )
+    return f"{said}; {noise} No badge: {reason}."
+
+
+def _number(epsilon: float) -> str:
+    return "infinity" if math.isinf(epsilon) else f"{epsilon:.3g}"
