@@ -4,6 +4,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
 from fedhealth.errors import EvidenceError
@@ -143,6 +144,18 @@ class RoundPrivacy(Statement):
     target_epsilon: float | None = Field(gt=0)
     noise_multiplier: float | None = Field(gt=0)
     clipping_norm: float = Field(gt=0)
+
+    @classmethod
+    def of(cls, study: Study) -> "RoundPrivacy | None":
+        """What every manifest of this study says about patients' privacy; None without any."""
+        if study.privacy is None:
+            return None
+        return cls(
+            unit="patient",
+            target_epsilon=study.privacy.target_epsilon,
+            noise_multiplier=study.privacy.noise_multiplier,
+            clipping_norm=study.privacy.clipping_norm,
+        )
 
 
 class PrivacySpend(Statement):

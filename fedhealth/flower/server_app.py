@@ -17,6 +17,7 @@ from fedhealth.flower.strategy_adapter import build_aggregator
 from fedhealth.flower.transport import FlowerTransport
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.home import RunFolder, ServerHome
+from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.recorder import Recorder
 from fedhealth.server.roster import read_roster
 from fedhealth.server.round_loop import RoundLoop
@@ -74,6 +75,7 @@ def _run(grid: Grid, context: Context, home: ServerHome, run_name: str) -> None:
         transport=transport,
         aggregator=build_aggregator(run, start.spec, min_cohort=study.federation.min_cohort),
         recorder=recorder,
+        ledger_places=LedgerPlaces(home.ledger_places),
         first_attempt=next_attempt(folder, start.round_number + 1),
     )
     loop.run_all(start)

@@ -5,15 +5,17 @@ the site. A refusal is a code; no exception text, path, name or count of patient
 `gate.outbound` has a field that could hold one.
 """
 
+import hashlib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.local_training import NoiseGenerator, PatientMechanism
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes
 from fedhealth.errors import GateRefusedError
@@ -25,17 +27,40 @@ from fedhealth.gate.outbound import (
     OutboundStatus,
     OutboundUpdate,
 )
+from fedhealth.privacy.update_clipping import clip_update
 
 PROTOCOL_VERSION: Final = 1
+ELEMENT_BYTES: Final = 4  # float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateClip:
+    """Site-level privacy: the released vector is at most `norm` (L2) away from `origin`, the incoming one."""
+
+    origin: NDArray[np.float32] = field(repr=False)
+    norm: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseTerms:
-    """What may leave in this round: the manifest's tensors, and the study's metrics and rounding."""
+    """What may leave in this round, fixed before training: tensors, metrics and their rounding, and the noise.
+
+    Attributes:
+        spec: the manifest's tensors.
+        metrics: names of metrics that may leave: the study's, or under patient-level privacy those that the
+            ledger was charged for.
+        metric_digits: significant digits after rounding.
+        mechanism: DP-SGD that the ledger was charged for; None without patient-level privacy.
+        generator: where its randomness must have come from.
+        clip: bound on the whole update; None without site-level privacy.
+    """
 
     spec: TensorSpec
     metrics: Collection[str]
     metric_digits: int
+    mechanism: PatientMechanism | None = None
+    generator: NoiseGenerator = "chacha20"
+    clip: UpdateClip | None = None
 
 
 def release_update(
@@ -44,13 +69,18 @@ def release_update(
     train_metrics: Mapping[str, float],
     evaluate_metrics: Mapping[str, float],
     terms: ReleaseTerms,
+    carried_out: PatientMechanism | None = None,
+    generator: NoiseGenerator | None = None,
 ) -> OutboundUpdate:
-    """Release exactly the tensors of the spec, finite, as one vector.
+    """Release exactly the tensors of the spec, finite, as one vector, if they were noised as reserved.
 
     Raises:
         GateRefusedError: FH-GATE-001 names, FH-GATE-002 shape or dtype, FH-GATE-003 not finite,
-            FH-GATE-004 a metric that is not listed, FH-GATE-005 a metric out of its range.
+            FH-GATE-004 a metric that is not listed, FH-GATE-005 a metric out of its range, FH-GATE-006 a metric
+            that the privacy ledger was not charged for, FH-GATE-007 training did not carry out the mechanism
+            that the ledger was charged for.
     """
+    _check_mechanism(carried_out, generator, terms)
     if set(tensors) != set(terms.spec.names()):
         missing = len(set(terms.spec.names()) - set(tensors))
         extra = len(set(tensors) - set(terms.spec.names()))
@@ -64,6 +94,8 @@ def release_update(
         released[:] = tensor.ravel()
         if not np.isfinite(released).all():  # the copy that leaves, not the plug-in's array
             raise _refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
+    if terms.clip is not None:
+        vector, _ = clip_update(terms.clip.origin, vector, terms.clip.norm)
     return OutboundUpdate(
         kind="update",
         payload=vector_bytes(vector),
@@ -80,6 +112,35 @@ def release_metrics(
     """Release the metrics of an evaluate-only trip. Raises as `release_update`."""
     return OutboundMetrics(
         kind="metrics", evaluate_metrics=_released(evaluate_metrics, terms), token=_GATE_TOKEN
+    )
+
+
+def release_again(
+    payload: bytes,
+    update_sha256: str | None,
+    train_metrics: Mapping[str, float],
+    evaluate_metrics: Mapping[str, float],
+) -> OutboundUpdate | OutboundMetrics:
+    """Release an answer that was released and sealed before: the very same bytes, or nothing.
+
+    Raises:
+        GateRefusedError: FH-GATE-008 the bytes are not those that were signed.
+    """
+    if update_sha256 is None:
+        if payload:
+            raise _refused("FH-GATE-008", "a sealed answer holds bytes that it does not sign.")
+        return OutboundMetrics(
+            kind="metrics", evaluate_metrics=dict(evaluate_metrics), token=_GATE_TOKEN
+        )
+    if hashlib.sha256(payload).hexdigest() != update_sha256:
+        raise _refused("FH-GATE-008", "a sealed answer is not the one that was signed.")
+    return OutboundUpdate(
+        kind="update",
+        payload=payload,
+        num_elements=len(payload) // ELEMENT_BYTES,
+        train_metrics=dict(train_metrics),
+        evaluate_metrics=dict(evaluate_metrics),
+        token=_GATE_TOKEN,
     )
 
 
@@ -107,6 +168,15 @@ def refusal_code(error: GateRefusedError) -> DropCode:
     return DropCode.REFUSED_BY_GATE
 
 
+def _check_mechanism(
+    carried_out: PatientMechanism | None, generator: NoiseGenerator | None, terms: ReleaseTerms
+) -> None:
+    if carried_out != terms.mechanism:
+        raise _refused("FH-GATE-007", "training did not carry out the mechanism that was reserved.")
+    if terms.mechanism is not None and generator != terms.generator:
+        raise _refused("FH-GATE-007", "the noise does not come from the generator in the ledger.")
+
+
 def _released(metrics: Mapping[str, float], terms: ReleaseTerms) -> dict[str, float]:
     """Listed metrics, rounded: a float64 could otherwise carry eight bytes of anything."""
     released = {}
@@ -114,6 +184,8 @@ def _released(metrics: Mapping[str, float], terms: ReleaseTerms) -> dict[str, fl
         if name not in METRIC_RANGES:
             raise _refused("FH-GATE-004", "a metric is not on the closed list.")
         if name not in terms.metrics:
+            if terms.mechanism is not None:
+                raise _refused("FH-GATE-006", f"the ledger was not charged for metric {name}.")
             continue  # the study did not ask for it
         low, high = METRIC_RANGES[name]
         if not math.isfinite(value) or not low <= value <= high:

@@ -83,6 +83,11 @@ class ServerHome:
         return self.root / "roster.json"
 
     @property
+    def ledger_places(self) -> Path:
+        """The last place of each site's privacy ledger that was seen."""
+        return self.root / "ledger_places.json"
+
+    @property
     def admissions(self) -> Path:
         """What the coordinator sends back to each hospital."""
         return self.root / "admissions"

@@ -16,17 +16,24 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import vector_bytes, vector_digest
 from fedhealth.errors import AggregationError, FedHealthError, QuorumError
 from fedhealth.evidence.signing import Envelope, SigningKey
-from fedhealth.evidence.statements import CohortMember, Contribution, Manifest, manifest_tensors
+from fedhealth.evidence.statements import (
+    CohortMember,
+    Contribution,
+    Manifest,
+    RoundPrivacy,
+    manifest_tensors,
+)
 from fedhealth.report.record import VoidReason
 from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
+from fedhealth.server.gathering import Gathering, Presence
 from fedhealth.server.home import RunFolder
+from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.roster import RosterLine
 from fedhealth.server.spool import Spool
 
 log = logging.getLogger("fedhealth.server")
-COHORT_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +47,8 @@ class RawReply:
     answered_after_s: float
 
 
-class RoundTransport(Protocol):
-    """How messages get to sites and back."""
-
-    def connected(self) -> set[str]:
-        """Admitted sites that are online now."""
-        ...
-
-    def roster(self) -> Sequence[RosterLine]:
-        """Admitted sites, in roster order."""
-        ...
+class RoundTransport(Presence, Protocol):
+    """How messages get to sites and back, and who is there."""
 
     def exchange(
         self, sites: Sequence[str], envelope: Envelope, payload: bytes, *, ttl_s: float, kind: str
@@ -122,8 +121,14 @@ class RoundLoop:
     transport: RoundTransport
     aggregator: Aggregator
     recorder: RunRecorder
+    ledger_places: LedgerPlaces
     first_attempt: int
-    _has_gathered: bool = field(init=False, default=False)
+    _gathering: Gathering = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._gathering = Gathering(
+            rules=self.study.federation, presence=self.transport, waiting=self.recorder.waiting
+        )
 
     def run_all(self, start: Checkpoint) -> Checkpoint:
         """Train the remaining rounds, then evaluate the final model everywhere.
@@ -159,7 +164,7 @@ class RoundLoop:
     def _train_round(self, now: Checkpoint, attempt: int) -> tuple[RoundOutcome, Checkpoint]:
         """One round: cohort, manifest, exchange, fold, checkpoint."""
         clock = _Stopwatch()
-        cohort = self._gather()
+        cohort = self._gathering.gather("train")
         clock.lap("gather")
         spool = Spool(self.folder.spool)
         manifest = self._manifest(now, cohort, attempt, "train")
@@ -198,7 +203,7 @@ class RoundLoop:
     def _evaluate_round(self, now: Checkpoint, attempt: int) -> RoundOutcome:
         """The closing trip: everybody gets the final model and tells its metrics."""
         clock = _Stopwatch()
-        cohort = self._gather()
+        cohort = self._gathering.gather("evaluate")
         clock.lap("gather")
         manifest = self._manifest(now, cohort, attempt, "evaluate")
         outcomes, digest = self._exchange(manifest, now, cohort, Spool(self.folder.spool))
@@ -207,23 +212,6 @@ class RoundLoop:
         if sum(outcome.drop_code is None for outcome in outcomes) < manifest.min_cohort:
             return _void(done, VoidReason.MINIMUM_COHORT)
         return done
-
-    def _gather(self) -> list[RosterLine]:
-        """The cohort of the next round: all that are online, at least the minimum, in roster order."""
-        rules, begin = self.study.federation, time.monotonic()
-        while True:
-            online = self.transport.connected()
-            cohort = [line for line in self.transport.roster() if line.entry.site_id in online]
-            waited = time.monotonic() - begin
-            is_complete = len(cohort) == len(self.transport.roster())
-            is_late = self._has_gathered or waited >= rules.gather_s
-            if len(cohort) >= rules.min_cohort and (is_complete or is_late):
-                self._has_gathered = True
-                return cohort
-            if waited >= rules.cohort_wait_s:
-                raise _no_quorum(len(cohort), rules.min_cohort, rules.cohort_wait_s)
-            self.recorder.waiting(len(cohort), len(self.transport.roster()))
-            time.sleep(COHORT_POLL_S)
 
     def _manifest(
         self,
@@ -246,11 +234,16 @@ class RoundLoop:
             model_sha256=vector_digest(now.vector),
             tensors=manifest_tensors(now.spec),
             cohort=tuple(
-                CohortMember(site_id=line.entry.site_id, key_id=line.entry.key_id)
+                CohortMember(
+                    site_id=line.entry.site_id,
+                    key_id=line.entry.key_id,
+                    ledger=self.ledger_places.of(line.entry.site_id),
+                )
                 for line in cohort
             ),
             min_cohort=self.study.federation.min_cohort,
             strategy_config=wishes,
+            privacy=RoundPrivacy.of(self.study),
             deadline_s=self.study.federation.round_deadline_s,
             opened_at=utc_now(),
         )
@@ -277,6 +270,7 @@ class RoundLoop:
             if outcome is None or outcome.answered_after_s is not None:
                 continue  # one answer a site: a second one changes nothing
             self._take(reply, outcome, manifest, envelope.payload_digest, spool)
+            self._gathering.leave(reply.site_id, outcome.drop_code)
             self.recorder.answered(manifest, outcome)
         return list(outcomes.values()), envelope.payload_digest
 
@@ -297,10 +291,15 @@ class RoundLoop:
         )
         outcome.drop_code = verdict.drop_code
         outcome.contribution = verdict.contribution
+        spend = verdict.contribution.privacy if verdict.contribution else None
+        if spend is not None:
+            if self.ledger_places.has_fallen(reply.site_id, spend.ledger):
+                outcome.drop_code = outcome.drop_code or DropCode.LEDGER_REFUSED
+            self.ledger_places.saw(reply.site_id, spend.ledger)
         if verdict.contribution is not None:
             outcome.contribution_sha256 = reply.envelope.payload_digest
             outcome.update_bytes = len(reply.payload)
-        if verdict.drop_code is None and manifest.kind == "train":
+        if outcome.drop_code is None and manifest.kind == "train":
             spool.put(reply.site_id, reply.payload)
 
     def _replies(self, contributed: Sequence[SiteOutcome], spool: Spool) -> Iterator[SiteReply]:
@@ -355,16 +354,6 @@ def _outcome(
 def _void(outcome: RoundOutcome, reason: VoidReason) -> RoundOutcome:
     outcome.status, outcome.void_reason = "void", reason
     return outcome
-
-
-def _no_quorum(present: int, wanted: int, waited_s: float) -> QuorumError:
-    return QuorumError(
-        "FH-QUORUM-001",
-        f"{present} of at least {wanted} sites were there after {waited_s:.0f} s.",
-        why="A round with fewer sites would not be a federation; nothing was trained.",
-        fix="Check `fedhealth server status` for missing sites, then run `fedhealth server run` again: it "
-        "goes on from the last checkpoint.",
-    )
 
 
 def _too_many_voids(run_name: str, voids: int) -> QuorumError:

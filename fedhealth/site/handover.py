@@ -9,6 +9,7 @@ from fedhealth.errors import ExitCode, FedHealthError
 _BY_EXIT_CODE = {
     ExitCode.CONFIG: errors.ConfigError,
     ExitCode.SITE_DATA: errors.SiteDataError,
+    ExitCode.PRIVACY_BUDGET: errors.PrivacyError,
     ExitCode.GATE_REFUSED: errors.GateRefusedError,
     ExitCode.TRANSPORT_OR_IDENTITY: errors.IdentityError,
     ExitCode.EVIDENCE_NOT_VERIFIED: errors.EvidenceError,

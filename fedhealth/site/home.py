@@ -44,7 +44,7 @@ class StudyFolder:
 
     @property
     def state(self) -> Path:
-        """Private state between rounds: heads, the answered rounds."""
+        """Private state between rounds: heads."""
         return self.root / "state"
 
     @property
@@ -56,6 +56,11 @@ class StudyFolder:
     def status(self) -> Path:
         """What the worker is doing."""
         return self.root / "status.json"
+
+    @property
+    def witness(self) -> Path:
+        """The last place of the privacy ledger that the server confirmed."""
+        return self.root / "witness.json"
 
     @property
     def results(self) -> Path:
@@ -88,6 +93,17 @@ class SiteHome:
     def signing_key(self) -> Path:
         """The Ed25519 key that signs contributions, born here."""
         return self.root / "keys" / "signing_key.pem"
+
+    @property
+    def ledger_key(self) -> Path:
+        """The key that sealed answers are encrypted with, born here."""
+        return self.root / "keys" / "ledger_key"
+
+    def ledger(self, config: SiteConfig) -> Path:
+        """Folder of the privacy ledger of this site's data."""
+        chosen = config.privacy.ledger_dir
+        folder = self.root / "ledger" if chosen is None else self.root / chosen
+        return folder / config.privacy.dataset
 
     @property
     def logs(self) -> Path:

@@ -4,18 +4,33 @@ Nothing here knows about sockets or Flower; `worker.py` calls it and `door.py` s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import LocalSession, Metrics, RoundTask, Vector
 from fedhealth.evidence.signing import Envelope
-from fedhealth.evidence.statements import Contribution, Manifest
-from fedhealth.gate.gate import ReleaseTerms, release_code, release_metrics, release_update
+from fedhealth.evidence.statements import Contribution, Manifest, PrivacySpend, open_statement
+from fedhealth.gate.gate import (
+    ReleaseTerms,
+    UpdateClip,
+    release_again,
+    release_code,
+    release_metrics,
+    release_update,
+)
 from fedhealth.gate.outbound import Outbound, OutboundCode, OutboundMetrics, OutboundUpdate
+from fedhealth.privacy.accounting.metrics import noisy_means
+from fedhealth.privacy.accounting.plan import SitePlan
+from fedhealth.privacy.ledger.ledger import SealedAnswer
+from fedhealth.privacy.randomness import Randomness
+from fedhealth.site.account import Charge, SiteAccount
 from fedhealth.site.home import Pinned
-from fedhealth.site.manifest_checks import AnsweredRounds, accept_model, verify_manifest
+from fedhealth.site.manifest_checks import accept_model, verify_manifest
 from fedhealth.site.sessions import Sessions
+
+CLIPPING_NORM: Final = "clipping_norm"
+"""Key of a strategy's configuration that bounds the whole update of a site."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +39,8 @@ class SignedAnswer:
 
     outbound: Outbound
     contribution: Envelope = field(repr=False)
+    sealed_for: str | None = None
+    """SHA-256 of the manifest that it is sealed for; None for a code, which costs nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +53,62 @@ class RoundRequest:
 
 
 def local_round(
-    request: RoundRequest, pinned: Pinned, sessions: Sessions, answered: AnsweredRounds
+    request: RoundRequest, pinned: Pinned, sessions: Sessions, account: SiteAccount
 ) -> SignedAnswer:
-    """Verify, evaluate the incoming model, train, gate, sign.
+    """Verify, reserve the privacy cost, evaluate the incoming model, train, clip, gate, sign, seal.
+
+    An answer that was sealed for this very manifest comes back byte by byte, at no cost.
 
     Raises:
         ManifestRefusedError: the manifest or the model is not what this site agreed to.
-        GateRefusedError: the result may not leave.
+        PrivacyError: the site's policy, its budget or its ledger forbids it; nothing was computed.
+        GateRefusedError: the result may not leave. What was reserved stays spent.
         SiteDataError, TrainingError: the cohort cannot be trained on.
         CancelledTrainingError: the deadline passed.
     """
     manifest, digest = verify_manifest(request.header, pinned)
-    answered.check(manifest)
+    account.check_witness(manifest)
+    sealed = account.sealed(digest)
+    if sealed is not None:
+        return answer_again(sealed, pinned, digest)
     session, spec = sessions.open(manifest.run_name)
     vector = accept_model(manifest, request.payload, spec)
-    answered.remember(manifest, digest)
+    charge = account.reserve(manifest, digest)
     sessions.keep_global_model(manifest, vector)
     terms = ReleaseTerms(
         spec=manifest.spec,
-        metrics=pinned.study.release.metrics,
+        metrics=charge.metrics,
         metric_digits=pinned.study.release.metric_digits,
+        mechanism=charge.mechanism,
+        clip=clip_wish(manifest, vector),
     )
-    evaluated = session.evaluate(vector)
+    evaluated = incoming_metrics(session, vector, charge, account.plan)
     if manifest.kind == "evaluate":
-        return sign_answer(release_metrics(evaluated, terms=terms), manifest, digest, pinned)
-    released = _train(session, vector, manifest, request.is_cancelled, evaluated, terms)
-    session.commit(manifest.round_number)
-    return sign_answer(released, manifest, digest, pinned)
+        answer = sign_answer(
+            release_metrics(evaluated, terms=terms), manifest, digest, pinned, charge.spend
+        )
+    else:
+        released = _train(session, vector, manifest, request.is_cancelled, evaluated, terms)
+        session.commit(manifest.round_number)
+        answer = sign_answer(released, manifest, digest, pinned, charge.spend)
+    account.seal(digest, answer.contribution, answer.outbound.payload)
+    return replace(answer, sealed_for=digest)
+
+
+def incoming_metrics(
+    session: LocalSession, vector: Vector, charge: Charge, plan: SitePlan | None
+) -> Metrics:
+    """Validation metrics of the incoming model; under patient-level privacy noised means, as charged."""
+    if plan is None:
+        return session.evaluate(vector)
+    if not charge.metrics:
+        return {}
+    return noisy_means(
+        session.patient_metrics(vector),
+        names=charge.metrics,
+        plan=plan,
+        randomness=Randomness.from_os(),
+    )
 
 
 def _train(  # noqa: PLR0917 - the facts of one round
@@ -77,13 +123,44 @@ def _train(  # noqa: PLR0917 - the facts of one round
         run_name=manifest.run_name,
         round_number=manifest.round_number,
         attempt=manifest.attempt,
-        strategy_config=manifest.strategy_config,
+        strategy_config=training_settings(manifest),
         is_cancelled=is_cancelled,
+        mechanism=terms.mechanism,
     )
     update = session.train(vector, task)
     return release_update(
-        update.tensors, train_metrics=update.metrics, evaluate_metrics=evaluated, terms=terms
+        update.tensors,
+        train_metrics=update.metrics,
+        evaluate_metrics=evaluated,
+        terms=terms,
+        carried_out=update.mechanism,
+        generator=update.generator,
     )
+
+
+def training_settings(manifest: Manifest) -> dict[str, float | int | bool]:
+    """What of the strategy's wishes local training gets; clipping the whole update is the gate's."""
+    return {k: v for k, v in manifest.strategy_config.items() if k != CLIPPING_NORM}
+
+
+def clip_wish(manifest: Manifest, vector: Vector) -> UpdateClip | None:
+    """Site-level privacy: how far the whole update may move (McMahan et al. 2018, algorithm 1)."""
+    wish = manifest.strategy_config.get(CLIPPING_NORM)
+    return None if wish is None else UpdateClip(origin=vector, norm=float(wish))
+
+
+def answer_again(sealed: SealedAnswer, pinned: Pinned, manifest_sha256: str) -> SignedAnswer:
+    """The sealed answer as it was: no new cost, since nothing new is said.
+
+    Raises:
+        GateRefusedError, IdentityError, EvidenceError: the stored bytes are not what this site signed.
+    """
+    envelope = Envelope.from_bytes(sealed.header)
+    said = open_statement(Contribution, envelope, pinned.signing_key.public)
+    outbound = release_again(
+        sealed.payload, said.update_sha256, said.train_metrics, said.evaluate_metrics
+    )
+    return SignedAnswer(outbound=outbound, contribution=envelope, sealed_for=manifest_sha256)
 
 
 def refuse_round(
@@ -100,9 +177,13 @@ def refuse_round(
 
 
 def sign_answer(
-    outbound: Outbound, manifest: Manifest, manifest_sha256: str, pinned: Pinned
+    outbound: Outbound,
+    manifest: Manifest,
+    manifest_sha256: str,
+    pinned: Pinned,
+    spend: PrivacySpend | None = None,
 ) -> SignedAnswer:
-    """The site's statement about what it sends."""
+    """The site's statement about what it sends, and what that cost its patients."""
     contribution = Contribution(
         study_id=pinned.study.id,
         site_id=pinned.admission.site.site_id,
@@ -111,6 +192,7 @@ def sign_answer(
         round_number=manifest.round_number,
         attempt=manifest.attempt,
         kind=manifest.kind,
+        privacy=spend,
         **_said_about(outbound),
     )
     return SignedAnswer(outbound=outbound, contribution=contribution.sign(pinned.signing_key))

@@ -1,6 +1,7 @@
 """What a site checks before it does anything that a manifest asks for. Anything unexpected is refused."""
 
-from pathlib import Path
+import math
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +9,25 @@ from numpy.typing import NDArray
 from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorSpec, vector_digest, vector_from_bytes
-from fedhealth.durable import read_json, write_json
-from fedhealth.errors import EvidenceError, FedHealthError, GateRefusedError, IdentityError
+from fedhealth.errors import (
+    EvidenceError,
+    FedHealthError,
+    GateRefusedError,
+    IdentityError,
+    PrivacyError,
+)
 from fedhealth.evidence.signing import Envelope
-from fedhealth.evidence.statements import Manifest, open_statement
+from fedhealth.evidence.statements import Manifest, RoundPrivacy, open_statement
+from fedhealth.privacy.ledger.problems import REPLAY
 from fedhealth.site.home import Pinned
+
+_PRIVACY_CODES: Final = {
+    "FH-PRIVACY-02": DropCode.PRIVACY_POLICY,
+    "FH-PRIVACY-03": DropCode.PRIVACY_BUDGET,
+    "FH-PRIVACY-05": DropCode.TRAINING_FAILED,
+    "FH-PRIVACY-06": DropCode.TRAINING_FAILED,
+}
+"""By the family of the error's code: policy, budget, and a model or method that cannot be trained privately."""
 
 
 class ManifestRefusedError(GateRefusedError):
@@ -50,6 +65,7 @@ def verify_manifest(header: object, pinned: Pinned) -> tuple[Manifest, str]:
         raise ManifestRefusedError(DropCode.STUDY_MISMATCH, "the study has no such run")
     _check_round(manifest, pinned)
     _check_cohort(manifest, pinned)
+    _check_privacy(manifest, pinned)
     return manifest, envelope.payload_digest
 
 
@@ -73,6 +89,27 @@ def _check_cohort(manifest: Manifest, pinned: Pinned) -> None:
     if len(manifest.cohort) < floor or manifest.min_cohort < floor:
         raise ManifestRefusedError(
             DropCode.COHORT_REFUSED, f"the cohort is smaller than the study's minimum of {floor}"
+        )
+
+
+def _check_privacy(manifest: Manifest, pinned: Pinned) -> None:
+    """What the server proposes is what this site pinned, and inside of what this site allows."""
+    if manifest.privacy != RoundPrivacy.of(pinned.study):
+        raise ManifestRefusedError(
+            DropCode.PRIVACY_POLICY,
+            "it proposes other privacy than the study that this site joined",
+        )
+    clip, most = manifest.strategy_config.get("clipping_norm"), pinned.config.privacy
+    if clip is None:
+        return
+    if isinstance(clip, bool) or not math.isfinite(clip) or clip <= 0:
+        raise ManifestRefusedError(
+            DropCode.PRIVACY_POLICY, "its clipping norm is not a positive number"
+        )
+    if most.max_clipping_norm is not None and clip > most.max_clipping_norm:
+        raise ManifestRefusedError(
+            DropCode.PRIVACY_POLICY,
+            f"its clipping norm {clip:g} is above this site's limit of {most.max_clipping_norm:g}",
         )
 
 
@@ -109,42 +146,14 @@ def accept_model(
     return vector
 
 
-class AnsweredRounds:
-    """Which rounds this site has answered: (round, attempt) must grow, across restarts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def check(self, manifest: Manifest) -> None:
-        """Refuse a round that was answered, or one before it.
-
-        Raises:
-            ManifestRefusedError: a replay.
-        """
-        last = read_json(self._path(manifest))
-        seen = (last.get("round_number", 0), last.get("attempt", 0))
-        if (manifest.round_number, manifest.attempt) <= seen:
-            raise ManifestRefusedError(
-                DropCode.MANIFEST_REPLAYED,
-                f"round {manifest.round_number} attempt {manifest.attempt} is not after "
-                f"round {seen[0]} attempt {seen[1]}, which this site answered",
-            )
-
-    def remember(self, manifest: Manifest, manifest_sha256: str) -> None:
-        """Record durably that this manifest gets an answer, before it leaves."""
-        write_json(
-            self._path(manifest),
-            {
-                "round_number": manifest.round_number,
-                "attempt": manifest.attempt,
-                "manifest_sha256": manifest_sha256,
-            },
-        )
-
-    def _path(self, manifest: Manifest) -> Path:
-        return self._folder / manifest.run_name / "answered.json"
-
-
 def drop_code_of(error: FedHealthError) -> DropCode | None:
-    """The drop code that an error carries itself, if it does."""
-    return error.drop_code if isinstance(error, ManifestRefusedError) else None
+    """The drop code that an error carries itself, or that its place in the privacy account gives it."""
+    if isinstance(error, ManifestRefusedError):
+        return error.drop_code
+    if not isinstance(error, PrivacyError):
+        return None
+    if error.code == REPLAY:
+        return DropCode.MANIFEST_REPLAYED
+    if error.code.startswith("FH-LEDGER"):
+        return DropCode.LEDGER_REFUSED
+    return _PRIVACY_CODES.get(error.code[:-1])

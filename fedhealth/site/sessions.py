@@ -6,8 +6,10 @@ from typing import cast
 
 from fedhealth import plugins
 from fedhealth.contracts.cohort import Cohort, SitePackage
+from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import LocalSession, SiteContext, TrainingMethod, Vector
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes
+from fedhealth.data.split import split_patients
 from fedhealth.durable import write_atomically
 from fedhealth.errors import ConfigError
 from fedhealth.evidence.statements import Manifest
@@ -69,6 +71,11 @@ class Sessions:
             device=config.device,
             num_threads=config.num_threads,
         )
+
+    def num_training_patients(self) -> int:
+        """Patients on the training side; a patient with several records counts once. Never leaves the site."""
+        side = split_patients(self._load_cohort())[SplitName.TRAIN]
+        return len({patient.patient_id for patient in side})
 
     def keep_global_model(self, manifest: Manifest, vector: Vector) -> None:
         """Keep the incoming model of the closing trip: it is the result, for `site evaluate`."""

@@ -30,12 +30,14 @@ from fedhealth.errors import (
 )
 from fedhealth.evidence.journal import Journal
 from fedhealth.gate.gate import refusal_code, release_code, release_status
+from fedhealth.privacy.policy import check_patients
+from fedhealth.site.account import SiteAccount
 from fedhealth.site.door import send_answer, send_unsigned
 from fedhealth.site.frames import Frame, FrameKind, receive_frame
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.isolation import leave_the_network
 from fedhealth.site.local_round import RoundRequest, SignedAnswer, local_round, refuse_round
-from fedhealth.site.manifest_checks import AnsweredRounds, drop_code_of
+from fedhealth.site.manifest_checks import drop_code_of
 from fedhealth.site.sessions import Sessions
 from fedhealth.site.worker_log import configure_worker_log, log_frames
 from fedhealth.supervision.die_with_parent import die_with_parent
@@ -52,8 +54,8 @@ class Worker:
 
     def __init__(self, home: SiteHome, pinned: Pinned, isolation: str) -> None:
         self._pinned = pinned
+        self._account = SiteAccount(home, pinned)
         self._sessions = Sessions(home, pinned)
-        self._answered = AnsweredRounds(pinned.folder.state)
         self._journal = Journal(pinned.folder.journal)
         self._isolation = isolation
         self._stopping = threading.Event()
@@ -63,7 +65,10 @@ class Worker:
 
         Raises:
             SiteDataError, ConfigError: see `Sessions.open`.
+            PrivacyError: fewer training patients than this site's policy wants.
         """
+        if self._pinned.config.privacy.min_patients > 1:
+            check_patients(self._pinned.config.privacy, self._sessions.num_training_patients())
         self._sessions.open(self._pinned.study.runs[0].name)
 
     def stop(self) -> None:
@@ -111,6 +116,8 @@ class Worker:
             log.info("round dropped: the relay left before the answer was ready")
         elif answer is not None:
             send_answer(connection, answer, self._journal)
+            if answer.sealed_for is not None:
+                self._account.commit(answer.sealed_for)
         else:
             send_unsigned(connection, release_code(code or DropCode.SITE_ERROR), self._journal)
         said = code.value if code else "contributed"
@@ -120,7 +127,7 @@ class Worker:
     def _work(self, request: RoundRequest) -> tuple[DropCode | None, SignedAnswer | None]:
         """The round, with every failure turned into a code: no text may cross the socket."""
         try:
-            return None, local_round(request, self._pinned, self._sessions, self._answered)
+            return None, local_round(request, self._pinned, self._sessions, self._account)
         except FedHealthError as error:
             code = _code_of(error)
             log.warning("round not contributed code=%s error=%s", code.value, error.code)

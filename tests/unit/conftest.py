@@ -12,7 +12,7 @@ import yaml
 from fedhealth.config.load import study_digest
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes, vector_digest
 from fedhealth.evidence.signing import Envelope, SigningKey
-from fedhealth.evidence.statements import CohortMember, Manifest, manifest_tensors
+from fedhealth.evidence.statements import CohortMember, Manifest, RoundPrivacy, manifest_tensors
 from fedhealth.server.enrolment import admit, init_server
 from fedhealth.server.home import ServerHome
 from fedhealth.server.roster import RosterLine, read_roster
@@ -123,6 +123,7 @@ class Consortium:
             ),
             "min_cohort": 2,
             "strategy_config": {},
+            "privacy": RoundPrivacy.of(study),
             "deadline_s": 5.0,
             "opened_at": "2026-01-01T00:00:00Z",
         }

@@ -1,6 +1,8 @@
 """A training method whose every step is written in the study: known updates, and faults at chosen sites."""
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ NUM_FIRST, NUM_SECOND = 40, 60
 
 class Scripted:
     """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_round`."""
+
+    supports_patient_privacy = True  # with option `carries_out`, it also claims to have done it
 
     def initial_tensors(self, study: Any, run: Any) -> dict[str, Vector]:
         return {
@@ -45,7 +49,14 @@ class Session:
         fault = self._fault(task)
         if fault is not None:
             tensors = self._break(dict(tensors), fault)
-        return LocalUpdate(tensors=tensors, metrics={"train_loss": 0.5})
+        if task.mechanism is None or not self._options.get("carries_out", False):
+            return LocalUpdate(tensors=tensors, metrics={"train_loss": 0.5})
+        return LocalUpdate(
+            tensors=tensors, metrics={}, mechanism=task.mechanism, generator="chacha20"
+        )
+
+    def patient_metrics(self, vector: Vector) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        return {"accuracy": np.ones(5), "brier": np.full(5, 0.2), "log_loss": np.full(5, 0.5)}
 
     def commit(self, round_number: int) -> None:
         pass
@@ -62,6 +73,11 @@ class Session:
         return by_round.get(task.round_number)
 
     def _wait(self, task: RoundTask) -> None:
+        if "watch" in self._options:  # an observer outside: which trainings began
+            with Path(f"{self._options['watch']}.{self._site_id}").open("a") as file:
+                file.write(f"{task.round_number} {task.attempt}\n")
+                file.flush()
+                os.fsync(file.fileno())
         seconds = float(self._options.get("wait_s", 0.0))
         if self._site_id == self._options.get("slow_site") and task.round_number == 1:
             seconds = float(self._options["slow_s"])
@@ -89,7 +105,5 @@ class Session:
         elif fault == "extra_tensor":
             tensors["patient.DOE^JOHN"] = np.zeros((1,), dtype=np.float32)
         elif fault == "exit":
-            import os
-
             os._exit(3)
         return tensors

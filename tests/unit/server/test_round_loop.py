@@ -20,6 +20,7 @@ from fedhealth.evidence.statements import Contribution, Manifest, open_statement
 from fedhealth.report.record import VoidReason
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.home import RunFolder
+from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.roster import RosterLine, read_roster
 from fedhealth.server.round_loop import RawReply, RoundLoop, RoundOutcome, SiteOutcome
 
@@ -185,6 +186,7 @@ class Bench:
             transport=self.sites,
             aggregator=self.mean,
             recorder=self.notes,
+            ledger_places=LedgerPlaces(self.sites.consortium.server.ledger_places),
             first_attempt=attempt,
         )
         return loop.run_all(read_last_checkpoint(self.folder)).vector

@@ -11,7 +11,6 @@ from fedhealth.contracts.tensors import TensorSpec, vector_bytes, vector_digest
 from fedhealth.evidence.signing import SigningKey
 from fedhealth.evidence.statements import CohortMember, manifest_tensors
 from fedhealth.site.manifest_checks import (
-    AnsweredRounds,
     ManifestRefusedError,
     accept_model,
     drop_code_of,
@@ -175,14 +174,49 @@ def test_a_signed_model_that_is_not_finite_is_refused(two: Consortium, value: fl
     assert code is DropCode.NON_FINITE
 
 
-def test_a_round_is_answered_once_and_never_one_before_it(two: Consortium) -> None:
-    answered = AnsweredRounds(two.pinned("site-1").folder.state)
-    answered.check(two.manifest())
-    answered.remember(two.manifest(round_number=2, attempt=3), HEX)
-    after_a_restart = AnsweredRounds(two.pinned("site-1").folder.state)
-    for number, attempt in ((1, 1), (1, 9), (2, 1), (2, 2), (2, 3)):
-        with pytest.raises(ManifestRefusedError) as error:
-            after_a_restart.check(two.manifest(round_number=number, attempt=attempt))
-        assert drop_code_of(error.value) is DropCode.MANIFEST_REPLAYED
-    for number, attempt in ((2, 4), (3, 1)):
-        after_a_restart.check(two.manifest(round_number=number, attempt=attempt))
+@pytest.fixture
+def private(new_consortium: Any) -> Consortium:
+    content = study_content() | {
+        "privacy": {"noise_multiplier": 1.0, "clipping_norm": 1.0},
+        "release": {"metrics": []},
+    }
+    content["training"]["batch_size"] = 2
+    made: Consortium = new_consortium("site-1", "site-2", content=content)
+    return made
+
+
+def test_the_studys_own_privacy_is_accepted(private: Consortium) -> None:
+    manifest, _ = verify_manifest(private.header(), private.pinned("site-1"))
+    assert manifest.privacy is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        None,
+        {"noise_multiplier": 0.5},
+        {"clipping_norm": 2.0},
+        {"noise_multiplier": None, "target_epsilon": 8.0},
+    ],
+)
+def test_a_server_cannot_propose_other_privacy_than_the_study_that_was_joined(
+    private: Consortium, changes: dict[str, Any] | None
+) -> None:
+    own = private.manifest().privacy
+    assert own is not None
+    other = None if changes is None else own.model_copy(update=changes)
+    assert refused(private, private.header(privacy=other)) is DropCode.PRIVACY_POLICY
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, True])
+def test_a_clipping_norm_that_is_no_positive_number_is_refused(two: Consortium, clip: Any) -> None:
+    header = two.header(strategy_config={"clipping_norm": clip})
+    assert refused(two, header) is DropCode.PRIVACY_POLICY
+
+
+def test_a_clipping_norm_above_this_sites_limit_is_refused(two: Consortium) -> None:
+    path = two.sites["site-1"].config_path
+    path.write_text(path.read_text() + "privacy: {max_clipping_norm: 2}\n")
+    verify_manifest(two.header(strategy_config={"clipping_norm": 2.0}), two.pinned("site-1"))
+    header = two.header(strategy_config={"clipping_norm": 2.1})
+    assert refused(two, header) is DropCode.PRIVACY_POLICY

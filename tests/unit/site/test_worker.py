@@ -96,12 +96,21 @@ def test_the_socket_and_its_folder_are_private(running: Running) -> None:
     assert running.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_replayed_manifest_gets_a_signed_refusal_and_no_training(running: Running) -> None:
-    assert running.said(running.round()).drop_code is None
+def test_a_repeated_manifest_gets_the_same_bytes_and_no_training(running: Running) -> None:
+    first = running.round()
     again = running.round()
+    assert (again.header, again.payload) == (first.header, first.payload)
+    assert running.said(again).drop_code is None
+    (reserved,) = running.worker._account._ledger.view().lines
+    assert reserved.state == "committed"
+    assert running.said(running.round(attempt=2)).drop_code is None
+
+
+def test_another_manifest_for_an_answered_round_gets_a_signed_refusal(running: Running) -> None:
+    running.round()
+    again = running.round(deadline_s=6.0)
     assert running.said(again).drop_code is DropCode.MANIFEST_REPLAYED
     assert not again.payload
-    assert running.said(running.round(attempt=2)).drop_code is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,224 @@
+"""What answering a manifest costs this site's patients, and the durable account of it.
+
+`local_round.py` calls it step by step: nothing is computed from patients before `reserve` came back, nothing is
+sent before `seal` came back.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from fedhealth.config.study import Study
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.local_training import PatientMechanism
+from fedhealth.durable import write_atomically, write_json
+from fedhealth.errors import PrivacyError
+from fedhealth.evidence.signing import Envelope
+from fedhealth.evidence.statements import LedgerPlace, Manifest, PrivacySpend
+from fedhealth.privacy.accounting.accountants import compose
+from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
+from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.privacy.accounting.plan import SitePlan, default_delta, plan_site
+from fedhealth.privacy.ledger.ledger import BudgetLedger, LedgerView, Reservation, SealedAnswer
+from fedhealth.privacy.ledger.mark import LedgerMark
+from fedhealth.privacy.policy import check_budget, check_plan
+from fedhealth.site.home import Pinned, SiteHome
+from fedhealth.site.manifest_checks import ManifestRefusedError
+
+KEY_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What one answer may do and say: fixed before training, and held against what training did.
+
+    Attributes:
+        spend: what goes into the signed contribution.
+        mechanism: DP-SGD to be carried out; None without patient-level privacy or without training.
+        metrics: names of the metrics that were charged, or that need no charge in a study without privacy.
+    """
+
+    spend: PrivacySpend
+    mechanism: PatientMechanism | None
+    metrics: tuple[str, ...]
+
+
+class SiteAccount:
+    """The site's plan, policy and ledger for one study.
+
+    Raises:
+        PrivacyError: the study asks for more than the site's policy allows, or the ledger cannot be used.
+    """
+
+    def __init__(self, home: SiteHome, pinned: Pinned) -> None:
+        self._pinned = pinned
+        self._policy = pinned.config.privacy
+        declared = pinned.admission.site.train_size
+        self._plan = plan_site(pinned.study, declared)
+        self._delta = self._plan.delta if self._plan else default_delta(declared)
+        check_plan(self._policy, self._plan, declared_train_size=declared)
+        self._promised = promised_epsilon(pinned.study, self._plan)
+        self._ledger = BudgetLedger.open(
+            home.ledger(pinned.config),
+            dataset=self._policy.dataset,
+            key=read_sealing_key(home.ledger_key),
+        )
+
+    @property
+    def plan(self) -> SitePlan | None:
+        """The study's privacy plan for this site; None when the study has no patient-level privacy."""
+        return self._plan
+
+    def check_witness(self, manifest: Manifest) -> None:
+        """Is this ledger at least as new as the one that the server last saw? Without a witness nobody knows.
+
+        Raises:
+            ManifestRefusedError: it is an older copy (ledger_refused).
+        """
+        own = self._pinned.admission.site.site_id
+        seen = next((m.ledger for m in manifest.cohort if m.site_id == own), None)
+        if seen is None:
+            return
+        mark = LedgerMark(sequence=seen.sequence, head=seen.head)
+        if not self._ledger.contains(mark):
+            raise ManifestRefusedError(
+                DropCode.LEDGER_REFUSED,
+                f"the privacy ledger does not hold line {mark.sequence} that the server has seen from this "
+                "site: it is an older copy, and what was spent since is missing from it. Restore the newest "
+                "copy, or run `fedhealth site recover`",
+            )
+        write_json(self._pinned.folder.witness, {"sequence": mark.sequence, "head": mark.head})
+
+    def reserve(self, manifest: Manifest, manifest_sha256: str) -> Charge:
+        """Spend, durably, what this manifest costs. A crash from here on costs the same.
+
+        Raises:
+            PrivacyError: replay, budget spent, or the ledger cannot be written: nothing may be computed.
+        """
+        names = released_metrics(self._pinned.study, manifest)
+        events = self._events(manifest, names)
+        if manifest.kind == "evaluate" and events and not self._fits(events):
+            names, events = (
+                (),
+                (),
+            )  # the final model is still worth having, without telling its metrics
+        before: list[tuple[Event, ...]] = []
+        mark = self._ledger.reserve(
+            Reservation(
+                study_id=manifest.study_id,
+                study_sha256=manifest.study_sha256,
+                run_name=manifest.run_name,
+                round_number=manifest.round_number,
+                attempt=manifest.attempt,
+                kind=manifest.kind,
+                manifest_sha256=manifest_sha256,
+                events=events,
+            ),
+            allow=partial(self._allow, events, before),
+        )
+        return Charge(
+            spend=PrivacySpend(
+                round_events=events,
+                study_events=merge_events((*before[-1], *events)),
+                delta=self._delta,
+                clipping_norm=self._plan.clipping_norm if self._plan else None,
+                ledger=LedgerPlace(sequence=mark.sequence, head=mark.head),
+            ),
+            mechanism=self._mechanism(manifest),
+            metrics=names,
+        )
+
+    def sealed(self, manifest_sha256: str) -> SealedAnswer | None:
+        """The answer that was sealed for this very manifest, to be sent again byte by byte; None if none."""
+        return self._ledger.sealed(manifest_sha256)
+
+    def seal(
+        self, manifest_sha256: str, contribution: Envelope, payload: bytes | memoryview
+    ) -> None:
+        """Keep the answer, encrypted and durable, before it is sent.
+
+        Raises:
+            PrivacyError: it could not be stored; it must not be sent then.
+        """
+        header = json.dumps(contribution.model_dump()).encode()
+        self._ledger.seal(manifest_sha256, SealedAnswer(header=header, payload=bytes(payload)))
+
+    def commit(self, manifest_sha256: str) -> None:
+        """Record that the answer went to the relay."""
+        self._ledger.commit(manifest_sha256)
+
+    def _allow(
+        self, events: tuple[Event, ...], before: list[tuple[Event, ...]], view: LedgerView
+    ) -> None:
+        """Called under the ledger's lock, with what is spent at that moment."""
+        spent = view.events(self._pinned.study.id)
+        before.append(spent)
+        check_budget(
+            self._policy,
+            study_events=spent,
+            dataset_events=view.events(),
+            new_events=events,
+            delta=self._delta,
+            target_epsilon=self._promised,
+        )
+
+    def _fits(self, events: tuple[Event, ...]) -> bool:
+        try:
+            self._allow(events, [], self._ledger.view())
+        except PrivacyError:
+            return False
+        return True
+
+    def _mechanism(self, manifest: Manifest) -> PatientMechanism | None:
+        if self._plan is None or manifest.kind == "evaluate":
+            return None
+        return self._plan.mechanism(manifest.run_name)
+
+    def _events(self, manifest: Manifest, metrics: tuple[str, ...]) -> tuple[Event, ...]:
+        if self._plan is None:
+            says_something = manifest.kind == "train" or bool(metrics)
+            return (UnboundedRelease(unit="patient", steps=1),) if says_something else ()
+        trained = (self._plan.train_event(manifest.run_name),) if manifest.kind == "train" else ()
+        told = (self._plan.metrics_event(),) if metrics else ()
+        return (*trained, *told)
+
+
+def promised_epsilon(study: Study, plan: SitePlan | None) -> float | None:
+    """What the study as planned costs a patient: a server that asks for more rounds than that gets none.
+
+    It holds also where the site set no limit. None without patient-level privacy: nothing was promised.
+    """
+    if plan is None or study.privacy is None:
+        return None
+    if study.privacy.target_epsilon is not None:
+        return study.privacy.target_epsilon
+    return compose(plan.planned_events(), delta=plan.delta).epsilon
+
+
+def released_metrics(study: Study, manifest: Manifest) -> tuple[str, ...]:
+    """Names of the metrics that an answer to this manifest may carry."""
+    if study.privacy is None:
+        return study.release.metrics
+    when = study.privacy.release_metrics
+    if when == "never" or (when == "closing" and manifest.kind == "train"):
+        return ()
+    return tuple(name for name in study.release.metrics if name in METRIC_BOUNDS)
+
+
+def read_sealing_key(path: Path) -> bytes:
+    """The key that sealed answers are encrypted with, born here at the first use."""
+    if not path.exists():
+        write_atomically(path, os.urandom(KEY_BYTES))
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise PrivacyError(
+            "FH-PRIVACY-090",
+            "the key of the sealed answers is damaged.",
+            why="Answers that wait to be sent again could not be read.",
+            fix=f"Restore {path} from a backup; or move it away: waiting answers are then lost, what was "
+            "spent is not.",
+        )
+    return key
