@@ -142,6 +142,39 @@ def status(
 
 
 @app.command()
+def budget(home: HomeOption, json: JsonOption = False) -> None:
+    """What studies have spent of the patients' privacy budget here, and what is left. Changes nothing."""
+    from fedhealth.cli.site_budget import say_budget
+    from fedhealth.site.budget import read_budget
+    from fedhealth.site.home import SiteHome
+
+    account = read_budget(SiteHome(home.resolve()))
+    say_budget(account)
+    if json:
+        emit_json("site-budget", account)
+
+
+@app.command()
+def recover(
+    records: Annotated[Path, typer.Argument(help="Folder with the server's round-*.json records.")],
+    home: HomeOption,
+    json: JsonOption = False,
+) -> None:
+    """Add to an older copy of the privacy ledger what the server's records show was spent since."""
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.recovery import recover_ledger
+
+    done = recover_ledger(SiteHome(home.resolve()), records)
+    for study_id, kinds in done["added"].items():
+        say(f"study {study_id}: added " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()))
+    if not done["added"]:
+        say("This copy of the ledger holds all that the records show; nothing was added.")
+    say("Only spending can be added this way. Next: fedhealth site budget")
+    if json:
+        emit_json("site-recover", done)
+
+
+@app.command()
 def evaluate(home: HomeOption, study: StudyOption = None, json: JsonOption = False) -> None:
     """Compare on this site's test patients: trained alone, and each finished run. Stays at the site."""
     from fedhealth.site.home import SiteHome
