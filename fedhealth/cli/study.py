@@ -1,4 +1,4 @@
-"""`fedhealth study`: write, check and show a study file."""
+"""`fedhealth study`: write, check and show a study file, and what it costs patients."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ import typer
 from fedhealth.cli.output import JsonOption, emit_json, new_app, say
 from fedhealth.errors import UsageError
 
-app = new_app("Write, check and show a study file.")
+app = new_app("Write, check and show a study file, and what it costs patients.")
 
 StudyArgument = Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")]
 
@@ -71,6 +71,39 @@ def show(study: StudyArgument, json: JsonOption = False) -> None:
         emit_json("study-show", payload)
     else:
         print(study_to_yaml(loaded), end="")
+
+
+@app.command()
+def privacy(  # noqa: PLR0917 - typer passes options by name
+    study: StudyArgument,
+    sites: Annotated[
+        list[int] | None,
+        typer.Option(help="Declared training size of a site; may be repeated."),
+    ] = None,
+    site_config: Annotated[
+        list[Path] | None,
+        typer.Option(help="A site.yaml: its size, and whether its policy accepts the study."),
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="Plan for this epsilon instead of the study's own noise.")
+    ] = None,
+    build: Annotated[
+        bool,
+        typer.Option("--build", help="Also size the noise of the whole model (imports torch)."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """What the study costs a patient at sites of given sizes, and what its noise does."""
+    from fedhealth.cli.study_privacy import forecast, payload, text, with_target
+    from fedhealth.config.load import load_site, load_study
+
+    planned = with_target(load_study(study), target_epsilon)
+    configs = [load_site(path) for path in site_config or ()]
+    result = forecast(planned, sizes=sites or (), configs=configs, build=build)
+    for line in text(result):
+        say(line)
+    if json:
+        emit_json("study-privacy", payload(result))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedhealth.cli.privacy_findings import privacy_findings
 from fedhealth.config.check import Finding, check_study, in_order
 from fedhealth.config.study import Study
 from fedhealth.errors import ConfigError, FedHealthError
@@ -10,8 +11,9 @@ NOT_INSTALLED = "FH-CONFIG-010"
 
 
 def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
-    """Findings of `check_study` and of every run's strategy, errors first."""
-    return in_order([*check_study(study, build=build), *_strategies(study)])
+    """Findings of `check_study`, of every run's strategy and of the privacy section, errors first."""
+    findings = [*check_study(study, build=build), *_strategies(study), *privacy_findings(study)]
+    return in_order(findings)
 
 
 def _strategies(study: Study) -> Iterator[Finding]:

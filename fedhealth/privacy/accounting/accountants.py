@@ -34,7 +34,7 @@ RDP_ORDERS: Final = (
 )
 """Whole orders only: dp-accounting's series for fractional ones does not converge at rates such as 0.2, and it
 then leaves the order out without an error."""
-PLD_MAX_EPSILON: Final = 500.0
+PLD_MAX_EPSILON: Final = 5000.0
 """By RDP. Beyond, a grid fine enough for a privacy loss distribution does not fit in memory, and no such epsilon
 protects anybody; the RDP bound is the headline then, and `Spend.accountant` says so."""
 PLD_MAX_STEPS: Final = 2_000_000

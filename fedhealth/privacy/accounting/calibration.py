@@ -14,8 +14,8 @@ LEAST_NOISE: Final = 0.01
 MOST_NOISE: Final = 1e6
 """Beyond it nothing is left of an update; a target that needs more is not reachable."""
 _ROOT_STEPS: Final = 12
-_ROOT_PRECISION: Final = 2e-5
-"""Relative, of the noise: below one unit in the fourth digit, so that one or two steps on the grid are left."""
+_ROOT_PRECISION: Final = 1e-4
+"""Relative, of epsilon: about one unit in the fourth digit of the noise; the walk on that grid does the rest."""
 
 
 def least_noise(
@@ -110,18 +110,18 @@ def _root(headline: Callable[[float], float], high: float, target: float) -> flo
     while value_low <= 0:
         low /= 1.25
         value_low = _log_ratio(headline(low), target)
-    a, b = math.log(low), math.log(high)
+    a, b, side = math.log(low), math.log(high), 0
     for _ in range(_ROOT_STEPS):
-        if b - a < _ROOT_PRECISION or value_low == value_high:
-            break
         middle = (a * value_high - b * value_low) / (value_high - value_low)
         value = _log_ratio(headline(math.exp(middle)), target)
         if abs(value) < _ROOT_PRECISION:
             return math.exp(middle)
         if value > 0:
-            a, value_low, value_high = middle, value, value_high / 2
+            a, value_low, value_high = middle, value, value_high / (2 if side > 0 else 1)
+            side = 1
         else:
-            b, value_high, value_low = middle, value, value_low / 2
+            b, value_high, value_low = middle, value, value_low / (2 if side < 0 else 1)
+            side = -1
     return math.exp(b)
 
 

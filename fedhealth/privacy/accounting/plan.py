@@ -86,10 +86,14 @@ class SitePlan:
             )
         return _metrics(self.metrics_noise_multiplier, 1, self.split_id)
 
+    @property
+    def planned_steps(self) -> int:
+        """Training steps of the whole study, spare rounds included."""
+        return planned_steps(self.steps_per_round, self.num_rounds, self.spare_rounds)
+
     def planned_events(self) -> tuple[Event, ...]:
         """The whole study, spare rounds included."""
-        steps = planned_steps(self.steps_per_round, self.num_rounds, self.spare_rounds)
-        trained = self._train(self.noise_multiplier, steps)
+        trained = self._train(self.noise_multiplier, self.planned_steps)
         if self.metrics_noise_multiplier is None:
             return (trained,)
         return (
