@@ -38,12 +38,12 @@ def attestations(model: type[BaseModel]) -> dict[str, Attestation]:
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Attestation]]:
     for name, field in model.model_fields.items():
+        classes = [item for item in field.metadata if isinstance(item, Attestation)]
         nested, is_list = _nested_model(field.annotation)
-        path = f"{prefix}{name}{'[]' if is_list else ''}"
-        if nested is not None:
+        path = f"{prefix}{name}{'[]' if is_list and not classes else ''}"
+        if nested is not None and not classes:  # a model with a class is a leaf: all of it is
             yield from _walk(nested, f"{path}.")
             continue
-        classes = [item for item in field.metadata if isinstance(item, Attestation)]
         if len(classes) != 1:
             raise TypeError(f"{path} carries {len(classes)} attestation classes")
         yield path, classes[0]

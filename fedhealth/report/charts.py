@@ -68,12 +68,31 @@ def bars(
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def curves(title: str, series: Sequence[Series], *, top: float | None) -> Markup:
-    """Line chart over rounds; the mean is drawn last and thick. The caller gives the legend and the table."""
+def curves(
+    title: str,
+    series: Sequence[Series],
+    *,
+    top: float | None,
+    level: float | None = None,
+    include: Sequence[float] = (),
+) -> Markup:
+    """Line chart over rounds; the mean is drawn last and thick. The caller gives the legend and the table.
+
+    Args:
+        title: accessible name.
+        series: the curves.
+        top: end of the scale, None fits it to the values.
+        level: where a dashed line across the chart is, such as a target.
+        include: values that the scale must hold, beside the points and the level.
+    """
     points = [point for one in series for point in one.points]
-    frame = _Frame.around(points, top)
+    held = [*include, *([level] if level is not None else [])]
+    frame = _Frame.around([*points, *((points[0][0], value) for value in held)], top)
     text = f"{len(series)} lines over rounds {frame.first} to {frame.last}; the table below has the values."
     parts = [_open(title, text, 460, 240), *_grid(frame)]
+    if level is not None:
+        y = _f(frame.y(level))
+        parts.append(Markup('<line class="mean" x1="48" y1="{}" x2="444" y2="{}"/>').format(y, y))
     parts += [_curve(one, frame) for one in sorted(series, key=lambda s: s.colour is None)]
     return Markup("").join([*parts, Markup("</svg>")])
 

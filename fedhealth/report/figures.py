@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.report.charts import NUM_COLOURS, Series, bars, curves, number
-from fedhealth.report.record import MetricName, RoundRecord
+from fedhealth.report.record import RoundRecord
+from fedhealth.report.schema import MetricName
 from fedhealth.report.wording import METRIC
 
 NONE = "\u2013"

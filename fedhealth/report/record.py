@@ -12,38 +12,35 @@ from enum import StrEnum
 from math import prod
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.signing import canonical_json as _canonical_json
-from fedhealth.report.attestation import Attestation
-
-SCHEMA: Literal["fedhealth/round-record/v1"] = "fedhealth/round-record/v1"
-RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
-
-P, S, A, D, N = (
-    Attestation.PROVEN,
-    Attestation.SERVER_OBSERVED,
-    Attestation.SITE_ATTESTED,
-    Attestation.DECLARED,
-    Attestation.NOT_EVIDENCED,
+from fedhealth.report.privacy_facts import PatientPrivacyFact, SiteLevelFact, SitePrivacyFact
+from fedhealth.report.schema import (
+    A,
+    Closed,
+    Count,
+    D,
+    DecimalId,
+    Hex64,
+    Metrics,
+    N,
+    P,
+    PluginName,
+    S,
+    Seconds,
+    SlugId,
+    TensorName,
+    UtcTime,
+    Version,
 )
 
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SlugId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
-PluginName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
-DecimalId = Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]
-"""Flower run ids are uint64, which JSON numbers cannot hold."""
-UtcTime = Annotated[
-    str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$")
-]
-Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,10}){1,3}([-+.a-z0-9]{1,40})?$")]
-TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-Seconds = Annotated[float, Field(ge=0, le=1e9)]
-MetricName = Literal["auc", "accuracy", "log_loss", "brier", "calibration_error", "train_loss"]
-Metrics = dict[MetricName, float]
+SCHEMA: Literal["fedhealth/round-record/v2"] = "fedhealth/round-record/v2"
+RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
+StrategySetting = Literal["clipping_norm", "proximal_mu"]
+"""What a strategy may tell a site: `contracts.aggregation.STRATEGY_CONFIG_ALLOWED`."""
 
 
 class VoidReason(StrEnum):
@@ -82,12 +79,6 @@ class NotEvidenced(StrEnum):
     CONSENT = "consent"
 
 
-class Closed(BaseModel):
-    """Base: no unknown field, nothing mutable, finite numbers only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class TensorFact(Closed):
     """One tensor of the model that travels; `offset` counts elements in the flat vector."""
 
@@ -112,9 +103,13 @@ class SiteFact(Closed):
     answered_after_s: Annotated[Seconds | None, S] = None
     train_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
     evaluate_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
+    privacy: SitePrivacyFact | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        answered = self.status in {SiteStatus.CONTRIBUTED, SiteStatus.UNUSED}
+        if self.privacy is not None and not answered:
+            raise ValueError("what a site has spent is known from a verified answer only")
         if (self.drop_code is not None) != (self.status is SiteStatus.DROPPED):
             raise ValueError("a dropped site has a drop code, and no other site has one")
         _check_ranges(self.train_metrics)
@@ -142,7 +137,7 @@ class Versions(Closed):
 class RoundRecord(Closed):
     """Everything that a round's report is made from."""
 
-    schema_id: Annotated[Literal["fedhealth/round-record/v1"], P] = SCHEMA
+    schema_id: Annotated[Literal["fedhealth/round-record/v2"], P] = SCHEMA
     study_id: Annotated[SlugId, D]
     study_sha256: Annotated[Hex64, P]
     run_name: Annotated[SlugId, D]
@@ -163,12 +158,14 @@ class RoundRecord(Closed):
     tensors: tuple[TensorFact, ...] = Field(min_length=1, max_length=20_000)
     num_parameters: Annotated[Count, P]
     strategy: Annotated[PluginName, D]
-    strategy_config: Annotated[dict[Literal["proximal_mu"], float], S] = Field(default_factory=dict)
+    strategy_config: Annotated[dict[StrategySetting, float], S] = Field(default_factory=dict)
     personalisation: Annotated[Literal["none", "private_head"], D]
     min_cohort: Annotated[int, Field(ge=2, le=1000), D]
     sites: tuple[SiteFact, ...] = Field(min_length=1, max_length=1000)
     aggregate_train_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
     aggregate_evaluate_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
+    patient_privacy: PatientPrivacyFact | None = None
+    site_level: SiteLevelFact | None = None
     versions: Versions
     not_evidenced: Annotated[tuple[NotEvidenced, ...], N] = tuple(NotEvidenced)
 
@@ -182,11 +179,24 @@ class RoundRecord(Closed):
             raise ValueError("a site is listed twice")
         if len(set(self.not_evidenced)) != len(self.not_evidenced):
             raise ValueError("not_evidenced repeats")
+        if self.not_evidenced != unevidenced(self.sites, self.site_level):
+            raise ValueError("not_evidenced is not what this record leaves open")
         return self
 
     def count(self, status: SiteStatus) -> int:
         """How many sites have that status."""
         return sum(site.status is status for site in self.sites)
+
+
+def unevidenced(
+    sites: Sequence[SiteFact], site_level: SiteLevelFact | None
+) -> tuple[NotEvidenced, ...]:
+    """What a record with these accounts says nothing about: a privacy cost when none is bounded."""
+    accounts = [*(site.privacy for site in sites), site_level]
+    has_bound = any(account is not None and account.is_bounded for account in accounts)
+    return tuple(
+        item for item in NotEvidenced if not (has_bound and item is NotEvidenced.PRIVACY_ACCOUNTING)
+    )
 
 
 class RoundLine(Closed):

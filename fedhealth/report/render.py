@@ -15,6 +15,7 @@ from markupsafe import Markup
 from fedhealth.report import figures, wording
 from fedhealth.report.attestation import attestations
 from fedhealth.report.figures import bytes_long, bytes_short, grouped, moment, seconds
+from fedhealth.report.privacy_page import round_section, run_section
 from fedhealth.report.record import (
     NotEvidenced,
     RoundRecord,
@@ -28,12 +29,15 @@ from fedhealth.report.record import (
 )
 
 
-def render_round(record: RoundRecord, *, previous: RoundRecord | None) -> str:
+def render_round(
+    record: RoundRecord, *, previous: RoundRecord | None, history: Sequence[RoundRecord] = ()
+) -> str:
     """The page of one round.
 
     Args:
         record: the round.
         previous: the last complete training round before it; None for the first.
+        history: all rounds before it that are at hand, for what adds up over rounds.
     """
     laps = record.timings
     return _page(
@@ -51,6 +55,7 @@ def render_round(record: RoundRecord, *, previous: RoundRecord | None) -> str:
         largest_update=max(site.update_bytes for site in record.sites),
         left_sentence=_left_sentence(record),
         charts=figures.round_charts(record, previous),
+        privacy=round_section(record, history),
         chain=_chain(record, previous),
         personalisation=wording.PERSONALISATION[record.personalisation],
         laps=[
@@ -97,6 +102,7 @@ def render_run(study_title: str, records: Sequence[RoundRecord]) -> str:
         sites=_participation(ordered),
         left_total=sum(site.update_bytes for r in ordered for site in r.sites),
         charts=charts,
+        privacy=run_section(ordered),
         means=means,
         legend=legend,
         rows=rows,

@@ -4,6 +4,7 @@ from typing import Final
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.report.attestation import Attestation
+from fedhealth.report.privacy_facts import CompositionScope
 from fedhealth.report.record import NotEvidenced, SiteStatus, VoidReason
 
 BANNER: Final = "Evidence report. It does not determine compliance."
@@ -35,6 +36,11 @@ DROP: Final[dict[DropCode, str]] = {
     DropCode.STUDY_MISMATCH: "The site has another version of the study file and refused to work.",
     DropCode.COHORT_REFUSED: "The site did not accept the hospitals named for this round and refused to work.",
     DropCode.SITE_BUSY: "The site was still at work on an earlier round.",
+    DropCode.PRIVACY_POLICY: "The hospital's own privacy policy does not allow what the study asked for; nothing was "
+    "trained.",
+    DropCode.PRIVACY_BUDGET: "The hospital's privacy budget does not cover this round; nothing was trained.",
+    DropCode.LEDGER_REFUSED: "The site's privacy ledger could not record the round's cost, or had already recorded it; "
+    "nothing new was trained.",
     DropCode.DEADLINE: "The site did not finish before the round's deadline.",
     DropCode.WORKER_UNREACHABLE: "The site was connected, but its worker in the data zone did not answer.",
     DropCode.PROTOCOL: "The site's answer could not be read as an answer to this round.",
@@ -51,7 +57,7 @@ VOID: Final[dict[VoidReason, str]] = {
 }
 
 NOT_EVIDENCED: Final[dict[NotEvidenced, str]] = {
-    NotEvidenced.PRIVACY_ACCOUNTING: "A privacy cost: no noise and no epsilon are on record for this round.",
+    NotEvidenced.PRIVACY_ACCOUNTING: "A bound on the privacy cost: no epsilon is on record for this round.",
     NotEvidenced.SECURE_AGGREGATION: "That the server was unable to read single updates: it could read each one.",
     NotEvidenced.SIGNATURES_IN_RECORD: "The sites' signatures: the server checked them; here are digests only.",
     NotEvidenced.TAMPER_EVIDENT_LOG: "That no earlier record was replaced or removed.",
@@ -88,3 +94,65 @@ PERSONALISATION: Final[dict[str, str]] = {
     "none": "None: the whole model is shared.",
     "private_head": "Private head: each hospital trains its own head, which never leaves it.",
 }
+
+UNBOUNDED: Final = "No differential privacy: nothing bounds what can be learnt about a patient"
+"""Ends with the hospital, or with a full stop."""
+
+OWN_HOSPITAL: Final = (
+    "Each patient's bound is that of their own hospital: there is no mean over hospitals. For somebody who is a "
+    "patient of two hospitals the epsilons add up."
+)
+
+NO_ACCOUNT: Final = "No account of privacy is on record."
+
+EPSILON_SOURCE: Final = (
+    "Epsilon is computed from the mechanism events below. The events are the hospital's word."
+)
+
+SPEND_UNKNOWN: Final = (
+    "Asked since their last account, and gave none (their ledgers may hold more than is shown):"
+)
+"""Ends with the hospitals' names."""
+
+SEEDED: Final = (
+    "Some of this noise came from a fixed seed, for tests only: who knows the seed can remove it."
+)
+
+HEAD_STAYED: Final = (
+    "The private head was clipped and noised with the shared tensors, and did not leave."
+)
+
+SCOPE: Final[dict[CompositionScope, str]] = {
+    CompositionScope.THIS_STUDY_AT_THIS_SITE: "this study at this hospital",
+    CompositionScope.THIS_RUN_AT_THE_SERVER: "this run at the server",
+}
+
+EVENT: Final[dict[str, str]] = {
+    "poisson_subsampled_gaussian": "Training steps",
+    "gaussian": "Noised release",
+    "unbounded": "Release without noise",
+}
+
+ADJACENCY: Final[dict[str, str]] = {"add_or_remove_one": "add or remove one"}
+
+SAMPLER: Final[dict[str, str]] = {"poisson": "Poisson", "none": "none"}
+
+NOT_COVERED: Final = (
+    "Not in these numbers: when and how fast a hospital answers, which hospitals take part and why one drops out, the "
+    "sizes of messages, the declared training size, settings that somebody chose after a look at patients' data, other "
+    "studies on the same data (each hospital's ledger has those), and anything that leaves by another path."
+)
+
+BOTH_UNITS: Final = (
+    "The two bounds are different: one is about the records of one patient, the other about all that one hospital "
+    "sends. They are never added up or put in one number."
+)
+
+
+def few_sites(num_sites: int, minimum: int) -> str:
+    """What a site-level bound is worth with few sites."""
+    return (
+        f"With {num_sites} hospitals no badge is shown (fewer than {minimum}). Everybody knows who takes part, and "
+        f"each hospital is 1/{num_sites} of the result: noise for a small epsilon would be as large as what it hides. "
+        "Read it as a limit on one hospital's influence, not as protection to rely on."
+    )

@@ -61,11 +61,13 @@ def write_round(folder: Path, record: RoundRecord, *, study_title: str | None = 
         index=folder / "index.html",
     )
     previous = previous_round(records, record)
+    history = [r for r in earlier if round_order(r) < round_order(record)]
     write_atomically(paths.record, canonical_json(record), mode=_MODE)
-    write_atomically(paths.page, render_round(record, previous=previous).encode(), mode=_MODE)
+    page = render_round(record, previous=previous, history=history)
+    write_atomically(paths.page, page.encode(), mode=_MODE)
     write_atomically(paths.run_record, canonical_json(run), mode=_MODE)
-    page = render_run(study_title or record.study_id, records)
-    write_atomically(paths.index, page.encode(), mode=_MODE)
+    index = render_run(study_title or record.study_id, records)
+    write_atomically(paths.index, index.encode(), mode=_MODE)
     log.info("report of round %d written", record.round_number)
     return paths
 

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import cast
 
 from fedhealth.config.study import RunPlan
+from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.evidence.statements import Manifest
+from fedhealth.report.privacy import patient_fact, site_fact, site_level_fact
 from fedhealth.report.record import (
-    MetricName,
     RoundRecord,
     SiteFact,
     SiteStatus,
+    StrategySetting,
     TensorFact,
     Timings,
     Versions,
     mean_metrics,
     tensor_spec_digest,
+    unevidenced,
 )
+from fedhealth.report.schema import MetricName
 from fedhealth.server.roster import RosterLine
 from fedhealth.server.round_loop import RoundOutcome, SiteOutcome
 
@@ -44,6 +48,8 @@ def round_record(
     )
     sites = _sites(outcome, manifest, roster, wire)
     train_means, evaluate_means = _means(outcome, sites)
+    mean = outcome.aggregate
+    site_level = site_level_fact(mean.site_level, mean.site_level_so_far) if mean else None
     return RoundRecord(
         study_id=manifest.study_id,
         study_sha256=manifest.study_sha256,
@@ -66,15 +72,18 @@ def round_record(
         num_parameters=manifest.spec.num_elements,
         strategy=run.strategy.name,
         strategy_config={
-            name: float(value)
+            cast("StrategySetting", name): float(value)
             for name, value in manifest.strategy_config.items()
-            if name == "proximal_mu"
+            if name in STRATEGY_CONFIG_ALLOWED
         },
         personalisation=run.personalisation,
         min_cohort=manifest.min_cohort,
         sites=sites,
         aggregate_train_metrics=train_means,
         aggregate_evaluate_metrics=evaluate_means,
+        patient_privacy=patient_fact(manifest.privacy),
+        site_level=site_level,
+        not_evidenced=unevidenced(sites, site_level),
         versions=Versions(fedhealth=version("fedhealth"), flwr=version("flwr")),
     )
 
@@ -151,6 +160,7 @@ def _site(site: SiteOutcome, *, is_void: bool, wire: WireBytes) -> SiteFact:
         answered_after_s=site.answered_after_s,
         train_metrics=_named(said.train_metrics) if said and is_counted else {},
         evaluate_metrics=_named(said.evaluate_metrics) if said and is_counted else {},
+        privacy=site_fact(said.privacy) if said and is_counted else None,
     )
 
 

@@ -1,9 +1,21 @@
 """Rounds of a made-up run with every outcome that a report can show: for tests of whatever reads records."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from fedhealth.contracts.aggregation import SiteLevelRelease
 from fedhealth.contracts.codes import DropCode
+from fedhealth.evidence.statements import LedgerPlace, PrivacySpend
+from fedhealth.privacy.accounting.events import (
+    Event,
+    GaussianRelease,
+    PoissonSubsampledGaussian,
+    UnboundedRelease,
+    merge_events,
+)
+from fedhealth.report.privacy import site_fact, site_level_fact
+from fedhealth.report.privacy_facts import PatientPrivacyFact
 from fedhealth.report.record import (
     RoundRecord,
     SiteFact,
@@ -13,7 +25,9 @@ from fedhealth.report.record import (
     Versions,
     VoidReason,
     mean_metrics,
+    round_order,
     tensor_spec_digest,
+    unevidenced,
 )
 
 SITES = {"hospital-north": 812, "hospital-south": 344, "lakeside-clinic": 120, "st-anne": 95}
@@ -103,11 +117,57 @@ def make_round(
         aggregate_train_metrics=mean_metrics(sites, "train"),
         aggregate_evaluate_metrics=mean_metrics(sites, "evaluate"),
         versions=Versions(fedhealth="0.1.0", flwr="1.41.0"),
+        not_evidenced=unevidenced(sites, None),
     )
 
 
 def example_run() -> list[RoundRecord]:
-    """Five records: complete, with a drop-out, void, repeated, complete, closing evaluation."""
+    """Five records with patient-level privacy: complete, with a drop-out, void, repeated, closing evaluation.
+
+    What a dropped hospital spent is unknown to the server, and comes with its next answer.
+    """
+    rounds = sorted(bare_run(), key=round_order)
+    return [
+        _with_accounts(record, rounds[: index + 1], target_epsilon=8.0)
+        for index, record in enumerate(rounds)
+    ]
+
+
+def run_without_privacy() -> list[RoundRecord]:
+    """The same rounds of a study that asks for no patient-level privacy: the ledgers say so."""
+    rounds = bare_run()
+    return [
+        _with_accounts(record, rounds[: index + 1], target_epsilon=None)
+        for index, record in enumerate(rounds)
+    ]
+
+
+def run_with_site_level(num_sites: int) -> list[RoundRecord]:
+    """`example_run` under a strategy that also bounds what is learnt about one of `num_sites` hospitals."""
+    rounds, releases = [], []
+    for record in example_run():
+        if record.status == "void" or record.kind == "evaluate":
+            rounds.append(record)
+            continue
+        releases.append(
+            SiteLevelRelease(
+                mechanism="dp-fedavg",
+                noise_multiplier=1.5,
+                noise_std=1.5 * 0.4 / num_sites,
+                clipping_norm=0.4,
+                denominator=num_sites,
+                num_replies=record.count(SiteStatus.CONTRIBUTED),
+                quantile_multiplier=None,
+                generator="chacha20",
+            )
+        )
+        site_level = site_level_fact(releases[-1], releases)
+        rounds.append(_changed(record, strategy="dp-fedavg", site_level=site_level))
+    return rounds
+
+
+def bare_run() -> list[RoundRecord]:
+    """The five records without any account."""
     absent, unused = SiteStatus.NOT_INVITED, SiteStatus.UNUSED
     closing = tuple(
         site(i, 4).model_copy(update={"update_bytes": 0, "train_metrics": {}}) for i in range(4)
@@ -128,3 +188,67 @@ def example_run() -> list[RoundRecord]:
         make_round(3, tuple(site(i, 3) for i in range(4)), attempt=2),
         make_round(4, closing, kind="evaluate"),
     ]
+
+
+def spend_of(
+    site_id: str, rounds: Sequence[RoundRecord], *, is_private: bool = True
+) -> PrivacySpend:
+    """What a hospital's ledger says after these rounds, the last of which it answered."""
+    events = [_event(record, site_id, is_private=is_private) for record in rounds]
+    return PrivacySpend(
+        round_events=merge_events([events[-1]]),
+        study_events=merge_events(events),
+        delta=min(1e-3, 0.1 / SITES[site_id]),
+        clipping_norm=1.0 if is_private else None,
+        ledger=LedgerPlace(
+            sequence=3 * len(rounds), head=digest(f"ledger {site_id} {len(rounds)}")
+        ),
+    )
+
+
+def _event(record: RoundRecord, site_id: str, *, is_private: bool) -> Event:
+    """Four epochs of batches of 32 a training round; noised metrics at the closing evaluation."""
+    if not is_private:
+        return UnboundedRelease(unit="patient", steps=1)
+    if record.kind == "evaluate":
+        return GaussianRelease(
+            unit="patient", noise_multiplier=3.0, steps=1, population="validation", split_id="s1"
+        )
+    size = SITES[site_id]
+    noise = {"hospital-north": 0.9, "hospital-south": 1.0, "lakeside-clinic": 1.4, "st-anne": 1.35}
+    return PoissonSubsampledGaussian(
+        sampling_rate=min(1.0, 32 / size),
+        noise_multiplier=noise[site_id],
+        steps=4 * -(-size // 32),
+        population="train",
+        split_id="s1",
+    )
+
+
+def _with_accounts(
+    record: RoundRecord, so_far: Sequence[RoundRecord], *, target_epsilon: float | None
+) -> RoundRecord:
+    is_private = target_epsilon is not None
+    sites = tuple(_with_account(one, so_far, is_private=is_private) for one in record.sites)
+    asked = PatientPrivacyFact(target_epsilon=target_epsilon, clipping_norm=1.0)
+    return _changed(record, sites=sites, patient_privacy=asked if is_private else None)
+
+
+def _with_account(fact: SiteFact, so_far: Sequence[RoundRecord], *, is_private: bool) -> SiteFact:
+    if fact.status not in {SiteStatus.CONTRIBUTED, SiteStatus.UNUSED}:
+        return fact
+    invited = [
+        record
+        for record in so_far
+        for one in record.sites
+        if one.site_id == fact.site_id and one.status is not SiteStatus.NOT_INVITED
+    ]
+    spend = spend_of(fact.site_id, invited, is_private=is_private)
+    return fact.model_copy(update={"privacy": site_fact(spend)})
+
+
+def _changed(record: RoundRecord, **values: Any) -> RoundRecord:  # noqa: ANN401 - fields of a record
+    """The record with other values, checked anew."""
+    fields = {name: getattr(record, name) for name in RoundRecord.model_fields} | values
+    fields["not_evidenced"] = unevidenced(fields["sites"], fields["site_level"])
+    return RoundRecord(**fields)

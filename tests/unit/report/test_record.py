@@ -12,7 +12,6 @@ from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.report import wording
 from fedhealth.report.attestation import Attestation, attestations
 from fedhealth.report.record import (
-    MetricName,
     NotEvidenced,
     RoundRecord,
     RunRecord,
@@ -22,7 +21,12 @@ from fedhealth.report.record import (
     record_digest,
     run_record,
 )
-from fedhealth.testing.example_rounds import example_run
+from fedhealth.report.schema import MetricName
+from fedhealth.testing.example_rounds import (
+    example_run,
+    run_with_site_level,
+    run_without_privacy,
+)
 
 ROUNDS = example_run()
 
@@ -47,8 +51,19 @@ def replaced(value: Any, path: tuple[str | int, ...], new: object) -> Any:
     return copy
 
 
-PATHS = sorted({p for r in ROUNDS for p in string_paths(r.model_dump(mode="json"))}, key=str)
-DUMPS = [record.model_dump(mode="json") for record in ROUNDS]
+DUMPS = [
+    record.model_dump(mode="json")
+    for record in [*ROUNDS, run_with_site_level(4)[0], run_without_privacy()[0]]
+]
+# One path for each place in the schema: which hospital it is makes no difference.
+PATHS = sorted(
+    {
+        tuple("[]" if isinstance(part, int) else part for part in path): path
+        for dump in DUMPS
+        for path in string_paths(dump)
+    }.values(),
+    key=str,
+)
 
 
 def has(value: Any, path: tuple[str | int, ...]) -> bool:
@@ -95,12 +110,17 @@ def test_metric_names_are_a_closed_list() -> None:
 
 
 def test_unknown_fields_are_refused_at_every_level() -> None:
-    for path in [(), ("sites", 0), ("tensors", 0), ("timings",), ("versions",)]:
-        inner: Any = DUMPS[0]
+    account = ("sites", 0, "privacy")
+    for path in [
+        *((), ("sites", 0), ("tensors", 0), ("timings",), ("versions",), ("patient_privacy",)),
+        *(account, (*account, "round_events", 0), ("site_level",), ("site_level", "run_events", 0)),
+    ]:
+        dump: Any = DUMPS[len(ROUNDS)]  # a round with every kind of account
+        inner: Any = dump
         for key in path:
             inner = inner[key]
         with pytest.raises(ValidationError):
-            RoundRecord.model_validate(replaced(DUMPS[0], path, {**inner, "note": 1}))
+            RoundRecord.model_validate(replaced(dump, path, {**inner, "note": 1}))
 
 
 @pytest.mark.parametrize("model", [RoundRecord, RunRecord])
@@ -124,6 +144,10 @@ def test_what_only_a_site_can_know_is_not_shown_as_more_than_its_word() -> None:
     assert classes["sites[].evaluate_metrics"] is Attestation.SITE_ATTESTED
     assert classes["aggregate_evaluate_metrics"] is Attestation.SITE_ATTESTED
     assert classes["sites[].declared_train_size"] is Attestation.DECLARED
+    assert classes["sites[].privacy.round_events"] is Attestation.SITE_ATTESTED
+    assert classes["sites[].privacy.study_events"] is Attestation.SITE_ATTESTED
+    assert classes["sites[].privacy.delta"] is Attestation.SITE_ATTESTED
+    assert classes["site_level.run_events"] is Attestation.SERVER_OBSERVED
 
 
 @pytest.mark.parametrize("record", ROUNDS, ids=lambda r: f"{r.round_number}-{r.attempt}-{r.kind}")
@@ -153,7 +177,8 @@ CONTRADICTIONS: dict[str, tuple[int, tuple[str | int, ...], object]] = {
     "a metric that is not a number": (0, ("sites", 0, "evaluate_metrics", "auc"), float("nan")),
     "negative bytes": (0, ("sites", 0, "update_bytes"), -1),
     "a Flower run id as a number": (0, ("flower_run_id",), 12),
-    "a repeated line of what is not evidenced": (0, ("not_evidenced", 1), "privacy_accounting"),
+    "a repeated line of what is not evidenced": (0, ("not_evidenced", 1), "secure_aggregation"),
+    "a privacy cost that is both known and open": (0, ("not_evidenced", 0), "privacy_accounting"),
 }
 
 

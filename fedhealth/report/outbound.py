@@ -1,0 +1,109 @@
+"""Everything that a hospital sends, field by field, and why it may leave: printed into the reference.
+
+A test walks the schemas of the gate and of the signed statements, and fails on a field that is not listed here.
+What is not a field (when a message comes, how long it is) is named in SECURITY.md; no epsilon covers it.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class Leaves(StrEnum):
+    """Why a field may leave a hospital; `LEAVES` has the meaning of each."""
+
+    PUBLIC = "public"
+    CHARGED = "charged"
+    CRYPTOGRAPHIC = "cryptographic"
+    CODE = "code"
+
+
+LEAVES: Final[dict[Leaves, str]] = {
+    Leaves.PUBLIC: "follows from the study, the manifest or a declaration: the same without any one patient",
+    Leaves.CHARGED: "computed from patients; the ledger holds an event for it before it leaves, bounded or not",
+    Leaves.CRYPTOGRAPHIC: "a key, a signature, or a digest of something that is itself in this table",
+    Leaves.CODE: "one of a closed list of codes; it can depend on the data, and no epsilon covers that",
+}
+
+_PAYLOAD = "the tensors that the manifest names: trained on patients, one training event a round"
+_METRICS = "released values on patients: a noised release, or an event without a bound"
+_ECHO = "repeats the manifest"
+_EVENT = "settings of the mechanism, from the study and the declared size"
+
+OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
+    "OutboundUpdate.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundUpdate.payload": (Leaves.CHARGED, _PAYLOAD),
+    "OutboundUpdate.num_elements": (Leaves.PUBLIC, "size of the model that the manifest names"),
+    "OutboundUpdate.train_metrics": (Leaves.CHARGED, _METRICS),
+    "OutboundUpdate.evaluate_metrics": (Leaves.CHARGED, _METRICS),
+    "OutboundMetrics.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundMetrics.payload": (Leaves.PUBLIC, "empty"),
+    "OutboundMetrics.evaluate_metrics": (Leaves.CHARGED, _METRICS),
+    "OutboundCode.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundCode.payload": (Leaves.PUBLIC, "empty"),
+    "OutboundCode.code": (Leaves.CODE, "why the hospital does not contribute"),
+    "OutboundKeys.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundKeys.payload": (Leaves.PUBLIC, "the signed join request, listed below"),
+    "OutboundStatus.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundStatus.payload": (Leaves.PUBLIC, "version of the worker's protocol"),
+    "Envelope.payload_type": (Leaves.PUBLIC, "kind of the statement"),
+    "Envelope.payload": (Leaves.PUBLIC, "the statement itself, listed below"),
+    "Envelope.key_id": (Leaves.CRYPTOGRAPHIC, "digest of the signing key"),
+    "Envelope.signature": (Leaves.CRYPTOGRAPHIC, "signature of the statement"),
+    "JoinRequest.study_id": (Leaves.PUBLIC, "repeats the invitation"),
+    "JoinRequest.study_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the study file"),
+    "JoinRequest.site_id": (Leaves.PUBLIC, "name that the hospital chose for itself"),
+    "JoinRequest.signing_key": (Leaves.CRYPTOGRAPHIC, "public key, made at the site"),
+    "JoinRequest.node_key": (Leaves.CRYPTOGRAPHIC, "public key, made at the site"),
+    "JoinRequest.node_key_proof": (Leaves.CRYPTOGRAPHIC, "signature"),
+    "JoinRequest.train_size": (
+        Leaves.PUBLIC,
+        "a number that a person declares; the number of patients stays at the site",
+    ),
+    "JoinRequest.modalities": (Leaves.PUBLIC, "kinds of data that a person declares"),
+    "Contribution.study_id": (Leaves.PUBLIC, _ECHO),
+    "Contribution.site_id": (Leaves.PUBLIC, "name of the hospital"),
+    "Contribution.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),
+    "Contribution.run_name": (Leaves.PUBLIC, _ECHO),
+    "Contribution.round_number": (Leaves.PUBLIC, _ECHO),
+    "Contribution.attempt": (Leaves.PUBLIC, _ECHO),
+    "Contribution.kind": (Leaves.PUBLIC, _ECHO),
+    "Contribution.drop_code": (Leaves.CODE, "why the hospital does not contribute"),
+    "Contribution.update_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the update that goes with it"),
+    "Contribution.num_elements": (Leaves.PUBLIC, "size of the model that the manifest names, or 0"),
+    "Contribution.train_metrics": (Leaves.CHARGED, _METRICS),
+    "Contribution.evaluate_metrics": (Leaves.CHARGED, _METRICS),
+    "PrivacySpend.delta": (Leaves.PUBLIC, "from the study, or from the declared size"),
+    "PrivacySpend.clipping_norm": (Leaves.PUBLIC, "from the study"),
+    "LedgerPlace.sequence": (Leaves.PUBLIC, "counts what was asked of the site, not patients"),
+    "LedgerPlace.head": (
+        Leaves.CRYPTOGRAPHIC,
+        "digest of a line of the ledger, without patients' data",
+    ),
+    "PoissonSubsampledGaussian.kind": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.unit": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.adjacency": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.sampler": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.sampling_rate": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.noise_multiplier": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.steps": (Leaves.PUBLIC, "fixed before training"),
+    "PoissonSubsampledGaussian.population": (Leaves.PUBLIC, _EVENT),
+    "PoissonSubsampledGaussian.split_id": (
+        Leaves.PUBLIC,
+        "names the study's split, not its patients",
+    ),
+    "PoissonSubsampledGaussian.generator": (Leaves.PUBLIC, "which generator made the noise"),
+    "GaussianRelease.kind": (Leaves.PUBLIC, _EVENT),
+    "GaussianRelease.unit": (Leaves.PUBLIC, _EVENT),
+    "GaussianRelease.adjacency": (Leaves.PUBLIC, _EVENT),
+    "GaussianRelease.sampler": (Leaves.PUBLIC, _EVENT),
+    "GaussianRelease.noise_multiplier": (Leaves.PUBLIC, _EVENT),
+    "GaussianRelease.steps": (Leaves.PUBLIC, "number of releases that were planned"),
+    "GaussianRelease.population": (Leaves.PUBLIC, _EVENT),
+    "GaussianRelease.split_id": (Leaves.PUBLIC, "names the study's split, not its patients"),
+    "GaussianRelease.generator": (Leaves.PUBLIC, "which generator made the noise"),
+    "UnboundedRelease.kind": (Leaves.PUBLIC, "says that no noise was asked for"),
+    "UnboundedRelease.unit": (Leaves.PUBLIC, _EVENT),
+    "UnboundedRelease.adjacency": (Leaves.PUBLIC, _EVENT),
+    "UnboundedRelease.sampler": (Leaves.PUBLIC, _EVENT),
+    "UnboundedRelease.steps": (Leaves.PUBLIC, "number of releases that were asked for"),
+}

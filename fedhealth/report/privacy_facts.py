@@ -1,0 +1,149 @@
+"""What a record holds about differential privacy, for patients and for sites. Models only: no accountant is needed."""
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhealth.contracts.aggregation import SiteLevelMechanism
+from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
+from fedhealth.report.schema import A, Closed, Count, D, Hex64, P, S, Version
+
+MIN_SITES_FOR_BADGE: Final = 20
+"""Below this many sites no badge is shown: everybody knows who takes part, and delta has to be far below one over
+the number of sites, so that a small epsilon needs more noise than so few updates carry signal."""
+
+Accountant = Literal["dp-accounting PLD", "dp-accounting RDP"]
+"""RDP makes the headline where a privacy loss distribution would be too large to compute."""
+Adjacency = Literal["add_or_remove_one"]
+Sampler = Literal["none", "poisson"]
+Epsilon = Annotated[float, Field(ge=0)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class CompositionScope(StrEnum):
+    """What an epsilon adds up."""
+
+    THIS_STUDY_AT_THIS_SITE = "this_study_at_this_site"
+    THIS_RUN_AT_THE_SERVER = "this_run_at_the_server"
+
+
+class PatientPrivacyFact(Closed):
+    """What the study asks of every site for each of its patients."""
+
+    unit: Annotated[Literal["patient"], D] = "patient"
+    target_epsilon: Annotated[Positive | None, D] = None
+    noise_multiplier: Annotated[Positive | None, D] = None
+    clipping_norm: Annotated[Positive, D]
+
+
+class SitePrivacyFact(Closed):
+    """What a site's patients have spent: mechanism events as the site's ledger has them, and their composition.
+
+    Attributes:
+        round_events: what this round's answer released.
+        study_events: all that this study reserved on the site's data so far, this round included, equal ones
+            merged. Epsilons are compositions of these.
+        epsilon: the headline, by `accountant`, rounded up; None when nothing bounds it.
+        epsilon_rdp: the same events by Renyi divergences, rounded up; never the smaller one.
+        ledger_sequence: lines of the site's ledger after this round, and the hash of the last one.
+    """
+
+    unit: Annotated[Literal["patient"], P] = "patient"
+    adjacency: Annotated[Adjacency, P] = "add_or_remove_one"
+    samplers: Annotated[tuple[Sampler, ...], Field(max_length=2), P]
+    round_events: Annotated[tuple[Event, ...], Field(max_length=100), A]
+    study_events: Annotated[tuple[Event, ...], Field(max_length=1000), A]
+    delta: Annotated[Delta, A]
+    clipping_norm: Annotated[Positive | None, A] = None
+    is_bounded: Annotated[bool, P]
+    epsilon: Annotated[Epsilon | None, P]
+    epsilon_rdp: Annotated[Epsilon | None, P]
+    accountant: Annotated[Accountant, S]
+    accountant_version: Annotated[Version, S]
+    composition_scope: Annotated[Literal[CompositionScope.THIS_STUDY_AT_THIS_SITE], A] = (
+        CompositionScope.THIS_STUDY_AT_THIS_SITE
+    )
+    ledger_sequence: Annotated[Count, A]
+    ledger_head: Annotated[Hex64, A]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_account(self, self.study_events)
+        return self
+
+
+class SiteLevelFact(Closed):
+    """What the server's mechanism spent for each site, over the rounds of this run.
+
+    Attributes:
+        noise_std: of the noise on every coordinate of the mean update.
+        run_events: all releases of the run so far, this round included, equal ones merged.
+        num_sites: sites that the bound speaks of, whoever answered.
+    """
+
+    unit: Annotated[Literal["site"], P] = "site"
+    adjacency: Annotated[Adjacency, P] = "add_or_remove_one"
+    samplers: Annotated[tuple[Sampler, ...], Field(max_length=2), P]
+    round_events: Annotated[tuple[Event, ...], Field(max_length=100), S]
+    run_events: Annotated[tuple[Event, ...], Field(max_length=10_000), S]
+    delta: Annotated[Delta, S]
+    mechanism: Annotated[SiteLevelMechanism, S]
+    clipping_norm: Annotated[Positive, S]
+    noise_std: Annotated[Positive, S]
+    num_sites: Annotated[Count, S]
+    shows_badge: Annotated[bool, P]
+    is_bounded: Annotated[bool, P]
+    epsilon: Annotated[Epsilon | None, P]
+    epsilon_rdp: Annotated[Epsilon | None, P]
+    accountant: Annotated[Accountant, S]
+    accountant_version: Annotated[Version, S]
+    composition_scope: Annotated[Literal[CompositionScope.THIS_RUN_AT_THE_SERVER], S] = (
+        CompositionScope.THIS_RUN_AT_THE_SERVER
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_account(self, self.run_events)
+        if self.shows_badge != (self.is_bounded and is_enough(self.num_sites, self.delta)):
+            raise ValueError("a badge goes with a bound and enough sites, and only there")
+        return self
+
+
+def is_enough(num_sites: int, delta: float) -> bool:
+    """Whether a bounded site-level account may be shown with a badge."""
+    return num_sites >= MIN_SITES_FOR_BADGE and delta * num_sites < 1
+
+
+def samplers_of(events: Iterable[Event]) -> tuple[Sampler, ...]:
+    """The samplers that occur, in alphabetical order."""
+    return tuple(sorted({event.sampler for event in events}))
+
+
+def are_part_of(part: Iterable[Event], whole: Iterable[Event]) -> bool:
+    """Whether every step of `part` is also in `whole`."""
+    return _steps(part) <= _steps(whole)
+
+
+def _steps(events: Iterable[Event]) -> "Counter[Event]":
+    return Counter({e.model_copy(update={"steps": 1}): e.steps for e in merge_events(events)})
+
+
+def _check_account(fact: SitePrivacyFact | SiteLevelFact, events: tuple[Event, ...]) -> None:
+    if any(event.unit != fact.unit for event in events):
+        raise ValueError("an event is of another unit than the account")
+    if not are_part_of(fact.round_events, events):
+        raise ValueError("the round released something that is not in the account")
+    if fact.samplers != samplers_of(events):
+        raise ValueError("samplers are not those of the events")
+    if fact.is_bounded != (fact.epsilon is not None):
+        raise ValueError("an account has an epsilon when it is bounded, and only then")
+    if fact.is_bounded != (fact.epsilon_rdp is not None):
+        raise ValueError("both accountants give a bound, or neither does")
+    if fact.epsilon is not None and (fact.epsilon_rdp or 0) < fact.epsilon:
+        raise ValueError("RDP is a looser bound on the same loss; it cannot be the smaller one")
+    if fact.is_bounded and any(isinstance(event, UnboundedRelease) for event in events):
+        raise ValueError("a release without a bound leaves no bound")

@@ -1,0 +1,349 @@
+"""The privacy section of a page, from records: what is shown, in words and figures. Called by `render`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
+from math import isfinite
+
+from markupsafe import Markup
+
+from fedhealth.privacy.accounting.events import (
+    Event,
+    PoissonSubsampledGaussian,
+    UnboundedRelease,
+    merge_events,
+)
+from fedhealth.report import wording
+from fedhealth.report.charts import NUM_COLOURS, Series, curves
+from fedhealth.report.figures import NONE, grouped, heading
+from fedhealth.report.privacy import Headline, largest
+from fedhealth.report.privacy_facts import MIN_SITES_FOR_BADGE, SiteLevelFact, SitePrivacyFact
+from fedhealth.report.record import RoundRecord, SiteStatus, round_order
+
+MAX_NAMES = 6  # as many fit into a sentence
+_SHOWN_UP = Context(prec=4, rounding=ROUND_CEILING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRow:
+    """One account with all that an epsilon needs to mean something."""
+
+    name: str
+    as_of: str
+    epsilon: str
+    epsilon_rdp: str
+    delta: str
+    unit: str
+    samplers: str
+    scope: str
+    accountant: str
+    clipping_norm: str
+    ledger: str
+    ledger_head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """One kind of release of an account."""
+
+    name: str
+    what: str
+    sampler: str
+    noise_multiplier: str
+    sampling_rate: str
+    population: str
+    steps_now: str
+    steps_all: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySection:
+    """Everything that the template of the section shows; empty strings and None are left out."""
+
+    tile: str
+    tile_text: str
+    summary: str
+    asked: str
+    notes: tuple[str, ...]
+    accounts: tuple[AccountRow, ...]
+    events: tuple[EventRow, ...]
+    chart: Markup | None
+    chart_hint: str
+    legend: tuple[tuple[str, str], ...]
+    site_level: AccountRow | None
+    site_level_what: str
+    site_level_events: tuple[EventRow, ...]
+    badge: str
+    site_level_note: str
+    both: str
+
+
+def round_section(record: RoundRecord, history: Sequence[RoundRecord]) -> PrivacySection:
+    """The section of one round's page.
+
+    Args:
+        record: the round.
+        history: rounds of the same run before it, in any order: for the chart, and for the last account of a
+            hospital that did not answer in this round.
+    """
+    return _section(record, [*history, record])
+
+
+def run_section(records: Sequence[RoundRecord]) -> PrivacySection:
+    """The section of a run's page: the last account that each hospital gave."""
+    return _section(max(records, key=round_order), records)
+
+
+def up(value: float | None) -> str:
+    """An epsilon or a delta to four digits, never rounded down; says so when there is no bound."""
+    if value is None or not isfinite(value):
+        return "no bound"
+    return f"{float(_SHOWN_UP.create_decimal(Decimal(repr(value)))):.4g}"
+
+
+def _section(record: RoundRecord, shown: Sequence[RoundRecord]) -> PrivacySection:
+    ordered = sorted(shown, key=round_order)
+    latest = _latest(ordered)
+    top = largest([Headline(site_id=name, fact=fact) for name, (_, fact) in latest.items()])
+    unbounded = [name for name, (_, fact) in latest.items() if not fact.is_bounded]
+    chart, legend = _chart(ordered)
+    level, level_record = _last_site_level(ordered)
+    is_few = level is not None and not level.shows_badge and level.is_bounded
+    return PrivacySection(
+        tile=_tile(top),
+        tile_text=_tile_text(top),
+        summary=_unbounded(unbounded) if unbounded else _summary(top),
+        asked=_asked(record),
+        notes=tuple(_notes(record, ordered, [fact for _, fact in latest.values()])),
+        accounts=tuple(_account(name, said, fact) for name, (said, fact) in latest.items()),
+        events=tuple(
+            row
+            for name, (_, fact) in latest.items()
+            for row in _event_rows(name, fact.round_events, fact.study_events)
+        ),
+        chart=chart,
+        chart_hint=_chart_hint(record),
+        legend=legend,
+        site_level=_site_level(level, level_record) if level and level_record else None,
+        site_level_what=_mechanism(level) if level else "",
+        site_level_events=tuple(_event_rows("Server", level.round_events, level.run_events))
+        if level
+        else (),
+        badge=f"Hospital-level epsilon {up(level.epsilon)} at delta {up(level.delta)}"
+        if level and level.shows_badge
+        else "",
+        site_level_note=wording.few_sites(level.num_sites, MIN_SITES_FOR_BADGE)
+        if level and is_few
+        else "",
+        both=wording.BOTH_UNITS if level and top else "",
+    )
+
+
+def _latest(ordered: Sequence[RoundRecord]) -> dict[str, tuple[str, SitePrivacyFact]]:
+    """The last account of each site with the name of its round, by site name."""
+    found = {
+        site.site_id: (heading(record), site.privacy)
+        for record in ordered
+        for site in record.sites
+        if site.privacy is not None
+    }
+    return dict(sorted(found.items()))
+
+
+def _last_site_level(
+    ordered: Sequence[RoundRecord],
+) -> tuple[SiteLevelFact, str] | tuple[None, str]:
+    found = [(r.site_level, heading(r)) for r in ordered if r.site_level is not None]
+    return found[-1] if found else (None, "")
+
+
+def _tile(top: Headline | None) -> str:
+    if top is None:
+        return NONE
+    return f"ε {up(top.fact.epsilon)}" if top.fact.is_bounded else "No bound"
+
+
+def _tile_text(top: Headline | None) -> str:
+    if top is None:
+        return "no patient-level privacy on record"
+    if not top.fact.is_bounded:
+        return "on what can be learnt about a patient"
+    return f"a patient's largest bound so far, at δ {up(top.fact.delta)}"
+
+
+def _summary(top: Headline | None) -> str:
+    if top is None:
+        return wording.NO_ACCOUNT
+    return (
+        f"Largest over hospitals: epsilon {up(top.fact.epsilon)} at delta {up(top.fact.delta)}, for a patient of "
+        f"{top.site_id}, over everything that this study has released so far. {wording.OWN_HOSPITAL}"
+    )
+
+
+def _unbounded(names: Sequence[str]) -> str:
+    of = f"{len(names)} hospitals" if len(names) > MAX_NAMES else ", ".join(names)
+    return f"{wording.UNBOUNDED} of {of}."
+
+
+def _asked(record: RoundRecord) -> str:
+    asked = record.patient_privacy
+    if asked is None:
+        return "The study asks for no patient-level privacy."
+    aim = (
+        f"an epsilon of at most {up(asked.target_epsilon)} for each patient over all its rounds"
+        if asked.target_epsilon is not None
+        else f"a noise multiplier of {asked.noise_multiplier:.4g} at every hospital"
+    )
+    return (
+        f"The study asks for {aim}, with gradients clipped to a norm of {asked.clipping_norm:.4g}."
+    )
+
+
+def _notes(
+    record: RoundRecord, ordered: Sequence[RoundRecord], facts: Sequence[SitePrivacyFact]
+) -> Iterator[str]:
+    is_bounded = any(fact.is_bounded for fact in facts)
+    unknown = _without_last_account(ordered)
+    if facts:
+        yield wording.EPSILON_SOURCE
+    if facts and unknown:
+        yield f"{wording.SPEND_UNKNOWN} {', '.join(unknown)}."
+    if is_bounded and record.personalisation == "private_head":
+        yield wording.HEAD_STAYED
+    events = [event for fact in facts for event in fact.study_events]
+    if any(_generator(event) == "seeded_for_tests" for event in events):
+        yield wording.SEEDED
+    if is_bounded:
+        yield wording.NOT_COVERED
+
+
+def _without_last_account(ordered: Sequence[RoundRecord]) -> list[str]:
+    """Sites that were asked after their last account, and gave none: their ledgers may hold more."""
+    is_open: dict[str, bool] = {}
+    for record in ordered:
+        for site in record.sites:
+            if site.status is not SiteStatus.NOT_INVITED:
+                is_open[site.site_id] = site.privacy is None
+    return sorted(name for name, value in is_open.items() if value)
+
+
+def _account(name: str, as_of: str, fact: SitePrivacyFact) -> AccountRow:
+    return AccountRow(
+        name=name,
+        as_of=as_of,
+        epsilon=up(fact.epsilon),
+        epsilon_rdp=up(fact.epsilon_rdp),
+        delta=up(fact.delta) if fact.is_bounded else NONE,
+        unit=f"{fact.unit}, {wording.ADJACENCY[fact.adjacency]}",
+        samplers=_samplers(fact.samplers),
+        scope=wording.SCOPE[fact.composition_scope],
+        accountant=f"{fact.accountant} {fact.accountant_version}",
+        clipping_norm=NONE if fact.clipping_norm is None else f"{fact.clipping_norm:.4g}",
+        ledger=grouped(fact.ledger_sequence),
+        ledger_head=fact.ledger_head,
+    )
+
+
+def _site_level(fact: SiteLevelFact, as_of: str) -> AccountRow:
+    return AccountRow(
+        name=f"each of {fact.num_sites}",
+        as_of=as_of,
+        epsilon=up(fact.epsilon),
+        epsilon_rdp=up(fact.epsilon_rdp),
+        delta=up(fact.delta),
+        unit=f"{fact.unit}, {wording.ADJACENCY[fact.adjacency]}",
+        samplers=_samplers(fact.samplers),
+        scope=wording.SCOPE[fact.composition_scope],
+        accountant=f"{fact.accountant} {fact.accountant_version}",
+        clipping_norm=f"{fact.clipping_norm:.4g}",
+        ledger="",
+        ledger_head="",
+    )
+
+
+def _mechanism(fact: SiteLevelFact) -> str:
+    return (
+        f"Strategy {fact.mechanism}: the last round clipped each hospital's update to a norm of "
+        f"{fact.clipping_norm:.4g}, divided the sum by {fact.num_sites} whoever answered, and added noise of standard "
+        f"deviation {fact.noise_std:.4g} to every coordinate."
+    )
+
+
+def _samplers(samplers: Sequence[str]) -> str:
+    return ", ".join(wording.SAMPLER[name] for name in reversed(samplers)) or NONE
+
+
+def _event_rows(name: str, now: Sequence[Event], so_far: Sequence[Event]) -> Iterator[EventRow]:
+    """One row for each kind of event of the account, with its steps in this round and in all."""
+    this_round = {_single(event): event.steps for event in merge_events(now)}
+    for event in merge_events(so_far):
+        yield EventRow(
+            name=name,
+            what=wording.EVENT[event.kind],
+            sampler=wording.SAMPLER[event.sampler],
+            noise_multiplier=_noise(event),
+            sampling_rate=_rate(event),
+            population=_population(event),
+            steps_now=grouped(this_round.get(_single(event), 0)),
+            steps_all=grouped(event.steps),
+        )
+
+
+def _noise(event: Event) -> str:
+    return "no noise" if isinstance(event, UnboundedRelease) else f"{event.noise_multiplier:.4g}"
+
+
+def _rate(event: Event) -> str:
+    return f"{event.sampling_rate:.4g}" if isinstance(event, PoissonSubsampledGaussian) else NONE
+
+
+def _population(event: Event) -> str:
+    if isinstance(event, UnboundedRelease) or event.unit == "site":
+        return NONE
+    return event.population
+
+
+def _single(event: Event) -> Event:
+    return event.model_copy(update={"steps": 1})
+
+
+def _generator(event: Event) -> str:
+    return "" if isinstance(event, UnboundedRelease) else event.generator
+
+
+def _chart(
+    records: Sequence[RoundRecord],
+) -> tuple[Markup | None, tuple[tuple[str, str], ...]]:
+    """Cumulative epsilon over rounds, a line a hospital; colours as in the other charts of the page."""
+    names = list(dict.fromkeys(site.site_id for record in records for site in record.sites))
+    series = [
+        Series(name, index, points)
+        for index, name in enumerate(names)
+        if (points := _points(records, name))
+    ]
+    if not series:
+        return None, ()
+    asked = records[-1].patient_privacy
+    target = asked.target_epsilon if asked else None
+    svg = curves("Epsilon over rounds", series, top=None, level=target, include=(0.0,))
+    legend = [(one.name, f"s{(one.colour or 0) % NUM_COLOURS}") for one in series]
+    return svg, (*legend, *([("Target", "target")] if target is not None else []))
+
+
+def _points(records: Sequence[RoundRecord], name: str) -> list[tuple[int, float]]:
+    return [
+        (record.round_number, site.privacy.epsilon)
+        for record in records
+        for site in record.sites
+        if site.site_id == name and site.privacy is not None and site.privacy.epsilon is not None
+    ]
+
+
+def _chart_hint(record: RoundRecord) -> str:
+    asked = record.patient_privacy
+    target = (
+        f"; the dashed line is the study's target of {up(asked.target_epsilon)}"
+        if asked and asked.target_epsilon is not None
+        else ""
+    )
+    return f"cumulative, each at its own delta{target}"
