@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -51,8 +51,9 @@ def test_ceiling_falls_with_delta_and_with_abstentions() -> None:
     assert epsilon_ceiling(100, num_canaries=1000, delta=1e-4) < epsilon_ceiling(100, delta=1e-4)
 
 
+@settings(deadline=None, max_examples=25)
 @given(
-    m=st.integers(1, 400),
+    m=st.integers(1, 150),
     share=st.floats(0, 1),
     right=st.floats(0, 1),
     epsilon=st.floats(0, 8),
@@ -72,6 +73,7 @@ def test_p_value_is_the_theorem_worked_out_with_scipy(
     assert p_value(made(m, r, v), epsilon=epsilon, delta=delta) == pytest.approx(expected, abs=1e-9)
 
 
+@settings(deadline=None, max_examples=40)
 @given(v=st.integers(0, 100), delta=st.sampled_from([0.0, 1e-5, 1e-3]))
 def test_more_right_guesses_never_lower_the_bound(v: int, delta: float) -> None:
     bounds = [epsilon_lower_bound(made(120, 100, n), delta=delta) for n in (v, min(v + 1, 100))]
