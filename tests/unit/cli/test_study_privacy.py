@@ -1,0 +1,232 @@
+"""`study privacy` plans sites, and `study check` knows what cannot be released or carried out."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedhealth.cli.app import run
+from fedhealth.cli.study_check import check_whole_study
+from fedhealth.config.check import Finding
+from fedhealth.config.load import study_to_yaml
+from fedhealth.config.study import Study
+from fedhealth.errors import ExitCode
+from fedhealth.privacy.accounting.plan import plan_site
+from tests.unit.privacy.accounting.studies import private_study
+
+METRICS = {"target_epsilon": 8.0, "release_metrics": "closing"}
+
+
+def study_file(folder: Path, study: Study) -> str:
+    path = folder / "study.yaml"
+    path.write_text(study_to_yaml(study), "utf-8")
+    return str(path)
+
+
+def site_file(folder: Path, **privacy: Any) -> str:
+    content = {
+        "schema_version": 1,
+        "site_id": "st-mary",
+        "package": {"name": "synthetic"},
+        "data_dir": ".",
+        "declared_train_size": 80,
+        "privacy": privacy,
+    }
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    return str(path)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    assert run(["study", "privacy", *arguments, "--json"]) == ExitCode.OK
+    captured = capsys.readouterr()
+    answer: dict[str, Any] = json.loads(captured.out)
+    return answer, captured.err
+
+
+def test_the_plan_of_a_size_is_the_one_that_a_site_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = private_study(METRICS)
+    answer, text = ask(capsys, study_file(tmp_path, study), "--sites", "80")
+    (site,) = answer["sites"]
+    plan = plan_site(study, 80)
+    assert plan is not None
+    assert site["noise_multiplier"] == plan.noise_multiplier
+    assert site["sampling_rate"] == 0.2
+    assert site["planned_steps"] == 20
+    assert site["noise_per_coordinate"] == pytest.approx(plan.noise_multiplier / 16)
+    metrics_noise = plan.metrics_noise_multiplier
+    assert metrics_noise is not None
+    assert site["metrics"]["noise_std"]["log_loss"] == pytest.approx(
+        3 * metrics_noise * math.sqrt(2) / plan.declared_validation_size
+    )
+    assert site["accepted"] is None
+    assert answer["are_examples"] is False
+    assert "delta" in text
+    assert "add or remove one" in text
+
+
+def test_spend_grows_over_the_rounds_up_to_the_whole_studys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer, _ = ask(capsys, study_file(tmp_path, private_study()), "--sites", "80")
+    (site,) = answer["sites"]
+    curve = site["after_rounds"]
+    assert [(point["run"], point["round"]) for point in curve] == [
+        ("first", 1),
+        ("first", 2),
+        ("first", 3),
+        ("second", 1),
+        ("second", 2),
+    ]
+    spent = [point["epsilon"] for point in curve]
+    assert spent == sorted(spent)
+    assert spent[-1] == pytest.approx(site["spend"]["epsilon"])
+    assert all(point["epsilon_rdp"] >= point["epsilon"] for point in curve)
+
+
+def test_without_sizes_the_sizes_are_called_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = private_study({"noise_multiplier": 2.0})
+    answer, text = ask(capsys, study_file(tmp_path, fixed))
+    assert answer["are_examples"] is True
+    assert [site["declared_train_size"] for site in answer["sites"]] == [50, 100, 200, 400, 1000]
+    assert "examples" in text
+
+
+def test_alternatives_are_worked_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = private_study()
+    answer, _ = ask(capsys, study_file(tmp_path, study), "--sites", "80")
+    bigger, shorter, _fewer = answer["alternatives"]
+    training = study.training.model_copy(update={"batch_size": 32})
+    plan = plan_site(study.model_copy(update={"training": training}), 80)
+    assert plan is not None
+    assert bigger["noise_multiplier"] == plan.noise_multiplier
+    assert bigger["noise_per_coordinate"] == pytest.approx(plan.noise_multiplier / 32)
+    assert shorter["planned_steps"] == 4 * (1 + 1)
+
+
+@pytest.mark.parametrize(("limit", "accepted"), [(8.0, True), (7.0, False)])
+def test_a_site_file_says_whether_that_site_accepts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, limit: float, accepted: bool
+) -> None:
+    config = site_file(tmp_path, max_epsilon_per_study=limit)
+    study = study_file(tmp_path, private_study())
+    answer, text = ask(capsys, study, "--site-config", config)
+    (site,) = answer["sites"]
+    assert site["accepted"] is accepted
+    assert site["declared_train_size"] == 80
+    assert ("accepts" if accepted else "FH-PRIVACY-021") in text
+
+
+def test_a_study_without_privacy_is_told_plainly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = private_study().model_copy(update={"privacy": None})
+    config = site_file(tmp_path, max_epsilon_per_study=8.0)
+    answer, text = ask(capsys, study_file(tmp_path, study), "--site-config", config)
+    assert answer["privacy"] is None
+    assert answer["sites"] == []
+    assert answer["unprotected"][0]["refusal"]["code"] == "FH-PRIVACY-020"
+    assert "nothing bounds" in text
+
+
+def test_another_target_can_be_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_file(tmp_path, private_study().model_copy(update={"privacy": None}))
+    answer, _ = ask(capsys, study, "--sites", "80", "--target-epsilon", "2")
+    assert 1.97 < answer["sites"][0]["spend"]["epsilon"] <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "code"),
+    [
+        ("0", "FH-PRIVACY-015"),
+        ("-1", "FH-PRIVACY-016"),
+        ("inf", "FH-PRIVACY-017"),
+        ("nan", "FH-PRIVACY-018"),
+    ],
+)
+def test_a_target_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], epsilon: str, code: str
+) -> None:
+    study = study_file(tmp_path, private_study())
+    arguments = ["study", "privacy", study, "--target-epsilon", epsilon]
+    assert run(arguments) == ExitCode.PRIVACY_BUDGET
+    assert code in capsys.readouterr().err
+
+
+def test_a_size_below_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_file(tmp_path, private_study())
+    assert run(["study", "privacy", study, "--sites", "0"]) == ExitCode.USAGE
+    assert "FH-USAGE-020" in capsys.readouterr().err
+
+
+def test_a_site_that_is_always_sampled_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = private_study({"noise_multiplier": 2.0})
+    _, text = ask(capsys, study_file(tmp_path, fixed), "--sites", "10")
+    assert "every step" in text
+
+
+def test_site_level_privacy_is_kept_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [{"name": "sites", "num_rounds": 1, "strategy": {"name": "dp-fedavg"}}]
+    fixed = private_study({"noise_multiplier": 2.0}, runs=runs)
+    answer, text = ask(capsys, study_file(tmp_path, fixed), "--sites", "80")
+    assert answer["site_level_runs"] == ["sites"]
+    assert "kept apart" in " ".join(text.split())
+
+
+def check(**changes: Any) -> list[Finding]:
+    return check_whole_study(private_study(**changes), build=False)
+
+
+def found(findings: list[Finding], code: str) -> Finding:
+    (one,) = [finding for finding in findings if finding.code == code]
+    return one
+
+
+def test_a_study_whose_privacy_can_be_carried_out_has_no_errors() -> None:
+    assert not [finding for finding in check(privacy=METRICS) if finding.level != "note"]
+
+
+def test_metrics_that_cannot_be_noised_are_an_error_that_says_what_to_write() -> None:
+    release = {"metrics": ["auc", "log_loss", "brier", "calibration_error", "train_loss"]}
+    finding = found(check(privacy=METRICS, release=release), "FH-PRIVACY-044")
+    assert finding.level == "error"
+    assert "release.metrics: [log_loss, brier]" in finding.text
+    for name in ("auc", "calibration_error", "train_loss"):
+        assert f"{name}: it " in finding.text
+
+
+def test_metrics_that_will_not_leave_are_a_warning() -> None:
+    assert found(check(), "FH-PRIVACY-045").level == "warning"
+
+
+def test_training_that_cannot_protect_patients_is_an_error() -> None:
+    training = {"name": "add_one", "local_steps": 1}
+    assert found(check(training=training), "FH-PRIVACY-046").level == "error"
+
+
+def test_epochs_are_explained() -> None:
+    training = {"batch_size": 16, "local_epochs": 1}
+    assert found(check(training=training), "FH-PRIVACY-048").level == "note"
+
+
+def test_a_fixed_delta_names_the_largest_site_that_it_fits() -> None:
+    privacy = {"target_epsilon": 8.0, "delta": 2e-4}
+    finding = found(check(privacy=privacy), "FH-PRIVACY-049")
+    assert "more than 500 " in finding.text
+
+
+def test_a_study_without_privacy_has_none_of_these_findings() -> None:
+    study = private_study().model_copy(update={"privacy": None})
+    findings = check_whole_study(study, build=False)
+    assert not [finding for finding in findings if finding.code.startswith("FH-PRIVACY")]
