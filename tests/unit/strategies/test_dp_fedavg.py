@@ -5,8 +5,22 @@ import tracemalloc
 import numpy as np
 import pytest
 from fedhealth_strategies.dp_fedavg import DpFedAvg
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
+from fedhealth.config.study import PluginChoice, RunPlan
 from fedhealth.errors import AggregationError, ConfigError, EvidenceError
+from fedhealth.flower.cohort_grid import CohortGrid
+from fedhealth.flower.strategy_adapter import StrategyAggregator
+from fedhealth.flower.strategy_options import make_strategy
 
 from .dp_rounds import NO_NOISE, Vector, aggregator, noise_of_rounds, one_round, reply, spec_of
 
@@ -290,3 +304,86 @@ def test_state_of_another_strategy_is_refused() -> None:
     with pytest.raises(AggregationError) as caught:
         aggregator(SPEC).load_state_dict(one.state_dict())
     assert caught.value.code == "FH-STRATEGY-045"
+
+
+def test_a_study_for_more_sites_than_the_denominator_is_refused_when_it_is_checked() -> None:
+    run = RunPlan(
+        name="dp",
+        num_rounds=3,
+        strategy=PluginChoice(
+            name="dp-fedavg",
+            options={"num_sites": 5, "noise_multiplier": 1.0, "clipping_norm": 1.0},
+        ),
+    )
+    make_strategy(run, min_cohort=5)
+    with pytest.raises(ConfigError) as caught:
+        make_strategy(run, min_cohort=6)
+    assert caught.value.code == "FH-STRATEGY-044"
+
+
+def plain(value: float, dtype: type = np.float32) -> Message:
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"w": Array(np.full((2, 2), value, dtype=dtype))}),
+            "metrics": MetricRecord({"num-examples": 7, "loss": value}),
+        }
+    )
+    return Message(content, 1, MessageType.TRAIN)
+
+
+def test_it_works_with_flowers_plain_messages_too() -> None:
+    strategy = DpFedAvg(num_sites=2, noise_multiplier=NO_NOISE, clipping_norm=1.0)
+    origin = ArrayRecord({"w": Array(np.zeros((2, 2), dtype=np.float32))})
+    config = ConfigRecord()
+    strategy.configure_train(1, origin, config, CohortGrid(["a", "b"]))
+    assert config["clipping_norm"] == 1.0
+    failed = Message(Error(code=1), reply_to=Message(RecordDict(), 1, MessageType.TRAIN))
+    arrays, metrics = strategy.aggregate_train(1, [failed, plain(3.0), plain(0.25, np.float64)])
+    assert arrays is not None
+    assert metrics is not None
+    np.testing.assert_allclose(arrays["w"].numpy(), (0.5 + 0.25) / 2, rtol=1e-6)
+    assert dict(metrics) == {"loss": 1.625}
+
+
+def test_a_round_without_replies_gives_no_model_and_costs_nothing() -> None:
+    strategy = DpFedAvg(num_sites=2, noise_multiplier=1.0, clipping_norm=1.0)
+    origin = ArrayRecord({"w": Array(np.zeros((2, 2), dtype=np.float32))})
+    for number in (1, 2):
+        strategy.configure_train(number, origin, ConfigRecord(), CohortGrid(["a", "b"]))
+        assert strategy.aggregate_train(number, []) == (None, None)
+    assert strategy.take_release() is None
+    strategy.configure_train(3, origin, ConfigRecord(), CohortGrid(["a", "b"]))
+    strategy.aggregate_train(3, [plain(1.0), plain(2.0)])
+    assert len(strategy.releases) == 1
+
+
+def test_replies_without_a_round_are_refused() -> None:
+    strategy = DpFedAvg(num_sites=2, noise_multiplier=1.0, clipping_norm=1.0)
+    with pytest.raises(AggregationError) as caught:
+        strategy.aggregate_train(1, [plain(1.0)])
+    assert caught.value.code == "FH-STRATEGY-047"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_the_strategy_itself_refuses_what_has_no_norm(value: float) -> None:
+    strategy = DpFedAvg(num_sites=2, noise_multiplier=1.0, clipping_norm=1.0)
+    origin = ArrayRecord({"w": Array(np.zeros((2, 2), dtype=np.float32))})
+    strategy.configure_train(1, origin, ConfigRecord(), CohortGrid(["a", "b"]))
+    with pytest.raises(AggregationError) as caught:
+        strategy.aggregate_train(1, [plain(1.0), plain(value, np.float64)])
+    assert caught.value.code == "FH-STRATEGY-046"
+
+
+class _Forgetful(DpFedAvg):
+    """Adds noise, and does not say so."""
+
+    def take_release(self) -> None:
+        return None
+
+
+def test_a_round_that_cannot_say_what_it_released_is_void() -> None:
+    strategy = _Forgetful(num_sites=4, noise_multiplier=1.0, clipping_norm=1.0)
+    start, *models = random_models(3)
+    with pytest.raises(AggregationError) as caught:
+        one_round(StrategyAggregator(strategy, SPEC, min_cohort=2), 1, start, models)
+    assert caught.value.code == "FH-STRATEGY-056"
