@@ -90,7 +90,7 @@ def _cap(cap: Cap) -> dict[str, Any]:
 
 def _number(epsilon: float) -> float | None:
     """JSON has no infinity: None, with `is_bounded` false beside it."""
-    return None if epsilon == float("inf") else round(epsilon, 4)
+    return None if epsilon == float("inf") else round(epsilon, 6)
 
 
 def _round(line: Any) -> dict[str, Any]:  # noqa: ANN401 - a ledger line's facts

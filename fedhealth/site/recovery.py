@@ -3,6 +3,7 @@
 Records can only add spending, so they need not be believed: a false one costs budget, it never gives any.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,39 +22,42 @@ from fedhealth.site.home import SiteHome
 
 
 def recover_ledger(home: SiteHome, records: Path) -> dict[str, Any]:
-    """Append the spending that the newest record of each study shows and the ledger does not.
+    """Append the spending that records show and the ledger does not.
 
     A record shows all that its study had spent at this site by then, so rounds that failed count too.
 
     Returns:
-        The studies, and for each how many steps of which mechanism were added.
+        For each study, how many steps of which mechanism were added; a study without a gap is left out.
 
     Raises:
         UsageError: FH-USAGE-040 no record of this site in the folder; FH-USAGE-041 a file is no round record.
         PrivacyError: the ledger is damaged.
     """
     config = load_site(home.config_path)
-    newest = _newest_of_each_study(_read_records(records), config.site_id)
-    if not newest:
+    shown = _shown(_read_records(records), config.site_id)
+    if not shown:
         raise UsageError(
             "FH-USAGE-040",
             f"the folder holds no record of site {config.site_id} with what it spent.",
             fix="Ask the coordinator for runs/<run>/reports of the study, all of them.",
         )
-    ledger = BudgetLedger.open(
+    added: dict[str, Counter[str]] = {}
+    with BudgetLedger.open(
         home.ledger(config),
         dataset=config.privacy.dataset,
         key=read_sealing_key(home.ledger_key),
-    )
-    added = {}
-    for study_id, fact in newest.items():
-        mark = LedgerMark(sequence=fact.ledger_sequence, head=fact.ledger_head)
-        if ledger.contains(mark):
-            continue
-        lost = missing_events(fact.study_events, ledger.view().events(study_id))
-        ledger.recover(lost, study_id=study_id, witness=mark)
-        added[study_id] = {event.kind: event.steps for event in lost}
-    return {"site_id": config.site_id, "added": added, "studies": sorted(newest)}
+    ) as ledger:
+        # Every place that a server may have seen, not the newest alone: each must be found again.
+        for study_id, fact in shown:
+            mark = LedgerMark(sequence=fact.ledger_sequence, head=fact.ledger_head)
+            if not ledger.contains(mark):
+                lost = missing_events(fact.study_events, ledger.view().events(study_id))
+                ledger.recover(lost, study_id=study_id, witness=mark)
+                added.setdefault(study_id, Counter()).update({e.kind: e.steps for e in lost})
+    return {
+        "site_id": config.site_id,
+        "added": {study_id: dict(kinds) for study_id, kinds in added.items()},
+    }
 
 
 def missing_events(shown: Iterable[Event], held: Iterable[Event]) -> tuple[Event, ...]:
@@ -67,15 +71,15 @@ def missing_events(shown: Iterable[Event], held: Iterable[Event]) -> tuple[Event
     return tuple(lost)
 
 
-def _newest_of_each_study(records: list[RoundRecord], site_id: str) -> dict[str, SitePrivacyFact]:
-    newest: dict[str, SitePrivacyFact] = {}
-    for record in records:
-        for fact in record.sites:
-            said = fact.privacy if fact.site_id == site_id else None
-            known = newest.get(record.study_id)
-            if said and (known is None or said.ledger_sequence > known.ledger_sequence):
-                newest[record.study_id] = said
-    return newest
+def _shown(records: list[RoundRecord], site_id: str) -> list[tuple[str, SitePrivacyFact]]:
+    """This site's accounts with their studies, oldest place first."""
+    shown = [
+        (record.study_id, fact.privacy)
+        for record in records
+        for fact in record.sites
+        if fact.site_id == site_id and fact.privacy is not None
+    ]
+    return sorted(shown, key=lambda pair: pair[1].ledger_sequence)
 
 
 def _read_records(folder: Path) -> list[RoundRecord]:

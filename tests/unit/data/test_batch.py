@@ -184,3 +184,18 @@ def test_patients_read_from_files_become_batches(
     batch = PatientDataset(cohort.patients, contract).batch(range(6))
     assert torch.isfinite(batch.volumes["mri"]).all()
     assert batch.tables["ehr"].abs().max() <= 1.0
+
+
+def test_what_training_sees_of_a_patient_depends_on_no_other_patient(
+    contract: DataContract, patients: tuple[Patient, ...]
+) -> None:
+    """Scales, codes and imputation come from public ranges: no statistic of a cohort is released with a model."""
+    together = PatientDataset(patients, contract)
+    for index, patient in enumerate(patients):
+        alone = PatientDataset([patient], contract).batch([0])
+        among = together.batch([index])
+        for name in alone.tables:
+            torch.testing.assert_close(alone.tables[name], among.tables[name], rtol=0, atol=0)
+            torch.testing.assert_close(alone.missing[name], among.missing[name], rtol=0, atol=0)
+        for name in alone.volumes:
+            torch.testing.assert_close(alone.volumes[name], among.volumes[name], rtol=0, atol=0)
