@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 from fedhealth.contracts.aggregation import SiteLevelRelease
 from fedhealth.errors import EvidenceError, PrivacyError
 from fedhealth.evidence.statements import PrivacySpend, RoundPrivacy
-from fedhealth.privacy.accounting.events import Event, PoissonSubsampledGaussian
+from fedhealth.privacy.accounting.events import Event, PoissonSubsampledGaussian, UnboundedRelease
 from fedhealth.report.privacy_facts import (
     Accountant,
     PatientPrivacyFact,
@@ -32,8 +32,13 @@ TOLERANCE: Final = 2e-5
 """Relative: epsilons are rounded up to six digits, and transforms differ in the last bits between processors."""
 MAX_DELTA_SHARE: Final = 0.1
 """Of one over the declared size: a delta near one over the number of patients would allow to publish one of them."""
-MAX_KINDS: Final = 64
-"""Different events in one account: a study has a few, and each costs the accountant up to a second."""
+MAX_KINDS: Final = 16
+"""Different events in one account: a study has a few, and each costs the accountant up to seconds."""
+MIN_SAMPLING_RATE, MIN_NOISE, MAX_NOISE = 1e-6, 0.01, 1e4
+"""No study trains outside of these, and inside of them the accountant always came to an end: outside, its tables can
+outgrow memory, and one site's nonsense would stop the server."""
+_FAILURES: Final = (PrivacyError, MemoryError, ArithmeticError, IndexError, ValueError)
+"""How dp-accounting fails on events out of its reach; the last ones were seen at tiny sampling rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +58,14 @@ def spend_is_consistent(spend: PrivacySpend, *, declared_train_size: int = 1) ->
     """Whether a site's account can be believed as far as it goes: no contradiction, and an accountant reads it.
 
     False when the round's events are not within the study's, an event is not about patients, delta is above
-    0.1 / `declared_train_size`, a clipped release comes without its clipping norm, or nothing can compose it.
+    0.1 / `declared_train_size`, a clipped release comes without its clipping norm, an event is far from any study's,
+    or nothing can compose it.
     """
     events = spend.study_events
     has_training = any(isinstance(event, PoissonSubsampledGaussian) for event in spend.round_events)
     return (
         len(events) <= MAX_KINDS
-        and all(event.unit == "patient" for event in [*events, *spend.round_events])
+        and all(_is_plausible(event) for event in events)
         and are_part_of(spend.round_events, events)
         and spend.delta <= MAX_DELTA_SHARE / declared_train_size * (1 + 1e-9)
         and not (has_training and spend.clipping_norm is None)
@@ -166,7 +172,7 @@ def check_privacy(record: RoundRecord) -> None:
     for where, fact in _accounts(record):
         try:
             composed = _recompute(fact)
-        except PrivacyError as error:
+        except _FAILURES as error:
             raise EvidenceError(
                 "FH-REPORT-011",
                 f"the events of {where} in round {record.round_number} cannot be composed.",
@@ -232,10 +238,21 @@ def _rounded_up(epsilon: float) -> float | None:
     return float(_UP.create_decimal(Decimal(repr(float(epsilon)))))
 
 
+def _is_plausible(event: Event) -> bool:
+    if isinstance(event, UnboundedRelease):
+        return event.unit == "patient"
+    rate = event.sampling_rate if isinstance(event, PoissonSubsampledGaussian) else 1.0
+    return (
+        event.unit == "patient"
+        and rate >= MIN_SAMPLING_RATE
+        and MIN_NOISE <= event.noise_multiplier <= MAX_NOISE
+    )
+
+
 def _can_be_composed(events: Sequence[Event], delta: float) -> bool:
     try:
         _compose(events, delta)
-    except PrivacyError:
+    except _FAILURES:
         return False
     return True
 

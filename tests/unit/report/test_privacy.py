@@ -164,6 +164,15 @@ def test_a_tampered_site_level_account_is_found() -> None:
         check_privacy(RoundRecord.model_validate(dump))
 
 
+def test_an_account_that_nobody_can_compose_is_told_as_such() -> None:
+    dump = ROUNDS[0].model_dump(mode="json")
+    for key in ("round_events", "study_events"):
+        event = dump["sites"][0]["privacy"][key][0]
+        event |= {"sampling_rate": 1e-12, "noise_multiplier": 0.3, "steps": 1}
+    with pytest.raises(EvidenceError, match="FH-REPORT-011"):
+        check_privacy(RoundRecord.model_validate(dump))
+
+
 def test_another_version_of_the_accountant_is_named_in_the_error() -> None:
     other = with_privacy(ROUNDS[0], epsilon=0.5, accountant_version="0.0.1")
     with pytest.raises(EvidenceError) as caught:
@@ -219,6 +228,11 @@ NONSENSE: dict[str, PrivacySpend] = {
     ),
     "training without a clipping norm": spend([training(8)], [training(8)], clipping_norm=None),
     "a delta above a tenth": spend([training(8)], [training(8)], delta=0.2),
+    "a sampling rate that outgrows the accountant": spend(
+        [], [training(8).model_copy(update={"sampling_rate": 1e-12})]
+    ),
+    "noise that outgrows the accountant": spend([], [gaussian(1e9)]),
+    "hardly any noise": spend([], [gaussian(1e-3)]),
     "too many kinds of events": spend([], [gaussian(2.0 + i / 100) for i in range(MAX_KINDS + 1)]),
 }
 
