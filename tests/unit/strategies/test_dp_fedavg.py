@@ -121,7 +121,7 @@ def test_an_update_that_is_not_finite_is_refused_and_costs_nothing(value: float)
     assert one.state_dict() == {}
 
 
-def test_a_round_that_failed_is_noised_anew() -> None:
+def test_a_round_that_failed_costs_nothing_and_can_be_done_again() -> None:
     def unreadable() -> Vector:
         raise EvidenceError("FH-CONTRACT-001", "the spooled reply does not read.")
 
