@@ -26,22 +26,35 @@ def demo(  # noqa: PLR0917 - typer passes options by name
     size: Annotated[
         Literal["full", "tests"], typer.Option(help="tests: the smallest cohort, for a quick look.")
     ] = "full",
+    privacy: Annotated[
+        bool,
+        typer.Option(
+            "--privacy/--no-privacy",
+            help="Differential privacy for every patient, as the study says; without: none at all.",
+        ),
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Three hospitals train one imaging + tabular model over TLS; a report for every round."""
     from fedhealth.demo.plan import make_plan
     from fedhealth.demo.run import Demo
-    from fedhealth.demo.summary import summary_rows
+    from fedhealth.demo.summary import summary_lines
 
-    plan = make_plan(study, num_sites=sites, num_rounds=rounds, seed=seed, is_small=size == "tests")
+    plan = make_plan(
+        study,
+        num_sites=sites,
+        num_rounds=rounds,
+        seed=seed,
+        is_small=size == "tests",
+        has_privacy=privacy,
+    )
     folder = out or Path(f"fedhealth-demo/{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if not privacy:
+        say(
+            "--no-privacy: the study's privacy section and the sites' privacy policies are left out."
+        )
     result = Demo(plan=plan, folder=folder.resolve(), say=say).run()
-    headers, rows = summary_rows(result["sites"])
-    say()
-    say("AUC on each hospital's held-out patients (95 % interval):")
-    say(table(headers, rows))
-    say()
-    for report in result["reports"]:
-        say(f"report: {report}")
+    for line in summary_lines(result, table):
+        say(line)
     if json:
         emit_json("demo", result)

@@ -1,7 +1,7 @@
-"""What a demo consists of: the study file, and one site for each hospital."""
+"""What a demo consists of: the study file, and one site.yaml for each hospital."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,9 +12,10 @@ from fedhealth.durable import write_atomically
 from fedhealth.errors import UsageError
 
 StudyName = Literal["synthetic", "heart"]
-# Training sizes follow the split of the study files; the weights of FedAvg are public numbers anyway.
 SYNTHETIC_PATIENTS: Final = (400, 280, 200, 160)
-HEART_TRAIN_SIZES: Final = {"cleveland": 180, "hungarian": 180, "switzerland": 70, "va": 120}
+TRAIN_SHARE: Final = 0.6
+"""Of the study files' split; rounded to tens, as a hospital might declare it."""
+HEART_HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class DemoSite:
     package: str
     options: Mapping[str, object] = field(default_factory=dict)
     train_size: int
+    privacy: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class DemoPlan:
     study: StudyName
     sites: tuple[DemoSite, ...]
     study_text: str
+    has_privacy: bool
 
 
 def make_plan(
@@ -43,8 +46,9 @@ def make_plan(
     num_rounds: int | None,
     seed: int | None,
     is_small: bool,
+    has_privacy: bool = True,
 ) -> DemoPlan:
-    """The embedded study, with the wished numbers.
+    """The embedded study and its hospitals' policies, with the wished numbers.
 
     Args:
         study: which study.
@@ -52,6 +56,8 @@ def make_plan(
         num_rounds: rounds of every run.
         seed: seed of cohort and study.
         is_small: the smallest generated cohort, for a quick look and for tests.
+        has_privacy: false takes the privacy section out of the study, and the policies out of the sites (which
+            refuse a study without noise).
 
     Raises:
         UsageError: FH-USAGE-040 a number is out of range.
@@ -66,8 +72,17 @@ def make_plan(
         _require("--rounds", num_rounds, 1, 1000)
         for run in content["runs"]:
             run["num_rounds"] = num_rounds
+    if not has_privacy:
+        content.pop("privacy", None)
     sites = _heart_sites(num_sites) if study == "heart" else _synthetic_sites(num_sites, content)
-    return DemoPlan(study=study, sites=sites, study_text=yaml.safe_dump(content, sort_keys=False))
+    if has_privacy:
+        sites = tuple(replace(site, privacy=_policy(template, site)) for site in sites)
+    return DemoPlan(
+        study=study,
+        sites=sites,
+        study_text=yaml.safe_dump(content, sort_keys=False),
+        has_privacy=has_privacy,
+    )
 
 
 def write_study(plan: DemoPlan, folder: Path) -> Path:
@@ -75,6 +90,29 @@ def write_study(plan: DemoPlan, folder: Path) -> Path:
     path = folder / "study.yaml"
     write_atomically(path, plan.study_text.encode(), mode=0o644)
     return path
+
+
+def write_site(site: DemoSite, home: Path) -> None:
+    """Write the hospital's site.yaml: its package, its size and its privacy policy."""
+    content = {
+        "schema_version": 1,
+        "site_id": site.site_id,
+        "package": {"name": site.package, "options": dict(site.options)},
+        "data_dir": "data",
+        "declared_train_size": site.train_size,
+        "privacy": dict(site.privacy),
+    }
+    home.mkdir(parents=True, mode=0o700)
+    text = yaml.safe_dump(content, sort_keys=False)
+    write_atomically(home / "site.yaml", text.encode())
+
+
+def _policy(template: Path, site: DemoSite) -> dict[str, object]:
+    """The privacy policy of the shipped site file that is this site's, or of its study's first one."""
+    shipped = sorted(template.parent.glob("site-*.yaml"))
+    named = [path for path in shipped if path.stem == f"site-{site.site_id}"]
+    content = yaml.safe_load((named or shipped)[0].read_text("utf-8"))
+    return dict(content["privacy"])
 
 
 def _synthetic_sites(wished: int | None, content: Mapping[str, object]) -> tuple[DemoSite, ...]:
@@ -97,23 +135,31 @@ def _synthetic_sites(wished: int | None, content: Mapping[str, object]) -> tuple
                 site_id=f"hospital-{index + 1}",
                 package="synthetic",
                 options=options,
-                train_size=max(10, 10 * round(patients * 0.06)),
+                train_size=_declared(patients),
             )
         )
     return tuple(sites)
 
 
 def _heart_sites(wished: int | None) -> tuple[DemoSite, ...]:
-    if wished not in {None, len(HEART_TRAIN_SIZES)}:
+    if wished not in {None, len(HEART_HOSPITALS)}:
         raise UsageError(
             "FH-USAGE-040",
             f"--sites {wished}: the heart study has four hospitals.",
             fix="Leave --sites out.",
         )
-    return tuple(
-        DemoSite(site_id=name, package="heart", options={"hospital": name}, train_size=size)
-        for name, size in HEART_TRAIN_SIZES.items()
-    )
+    template = template_path("heart")
+    sites = []
+    for name in HEART_HOSPITALS:
+        shipped = yaml.safe_load(template.with_name(f"site-{name}.yaml").read_text("utf-8"))
+        size = int(shipped["declared_train_size"])
+        options = {"hospital": name}
+        sites.append(DemoSite(site_id=name, package="heart", options=options, train_size=size))
+    return tuple(sites)
+
+
+def _declared(num_patients: int) -> int:
+    return max(10, 10 * round(num_patients * TRAIN_SHARE / 10))
 
 
 def _volume_size(content: Mapping[str, object]) -> int:

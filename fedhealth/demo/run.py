@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fedhealth.demo.plan import DemoPlan, DemoSite, write_study
+from fedhealth.demo.plan import DemoPlan, DemoSite, write_site, write_study
 from fedhealth.durable import write_json
 from fedhealth.errors import ExitCode, FedHealthError, TransportError, UsageError
 from fedhealth.supervision.children import Child, Children
@@ -59,7 +59,9 @@ class Demo:
         outcome = {
             "folder": str(self.folder),
             "seconds": round(time.monotonic() - self._begin, 1),
+            "has_privacy": self.plan.has_privacy,
             "sites": results,
+            "privacy": [self._spent(site) for site in self.plan.sites],
             "reports": [str(path) for path in self._reports()],
         }
         write_json(self.folder / "demo.json", outcome)
@@ -71,17 +73,8 @@ class Demo:
         self._command("server", "init", study, "--home", server)
         for site in self.plan.sites:
             home = self._home(site)
-            options = [part for k, v in site.options.items() for part in ("--option", f"{k}={v}")]
-            self._command(
-                "site", "init",
-                "--invite", server / "invitation.json",
-                "--home", home,
-                "--site-id", site.site_id,
-                "--package", site.package,
-                "--data-dir", home / "data",
-                "--train-size", str(site.train_size),
-                *options,
-            )  # fmt: skip
+            write_site(site, home)
+            self._command("site", "init", "--invite", server / "invitation.json", "--home", home)
             (request,) = home.glob("studies/*/request.json")
             self._command("server", "admit", request, "--home", server)
             admission = server / "admissions" / f"{site.site_id}.json"
@@ -128,6 +121,12 @@ class Demo:
             self._command("site", "evaluate", "--home", self._home(site), "--json")
         )
         return result
+
+    def _spent(self, site: DemoSite) -> dict[str, Any]:
+        """What the hospital's own ledger says that this study cost each of its patients."""
+        budget = json.loads(self._command("site", "budget", "--home", self._home(site), "--json"))
+        (study,) = budget["studies"]
+        return {"site_id": site.site_id, **study}
 
     def _reports(self) -> list[Path]:
         return sorted(self._server().glob("runs/*/reports/index.html"))

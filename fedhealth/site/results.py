@@ -14,7 +14,7 @@ from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.sessions import Sessions, global_model_path
 
 if TYPE_CHECKING:
-    from fedhealth.training.evaluation import TestResult
+    from fedhealth.training.held_out import PairedDifference, TestResult
 
 RESULT_COLUMNS: Final = (
     "model",
@@ -25,11 +25,12 @@ RESULT_COLUMNS: Final = (
     "brier",
     "calibration_error",
 )
-ALONE: Final = "trained alone"
+ALONE: Final = "trained alone (settings of the study, no noise)"
+TUNED: Final = "trained alone (tuned, no noise)"
 
 
 def evaluate_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
-    """Train alone with the same budget, then judge each run's final model on the test side.
+    """Train alone with the study's settings and with tuned ones, then judge each run's final model on the test side.
 
     Raises:
         UsageError: FH-USAGE-030 no run is finished here; FH-USAGE-031 nothing to judge in this study.
@@ -51,30 +52,66 @@ def evaluate_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
             why="The final model comes with the closing trip of a run.",
             fix="Wait for the server to finish, then try again (`fedhealth site status`).",
         )
-    rows, num_patients = _rows(home, pinned, finished)
     result = {
         "site_id": pinned.config.site_id,
         "study_id": pinned.study.id,
-        "num_patients": num_patients,
-        "rows": rows,
+        "has_privacy": pinned.study.privacy is not None,
+        **_judge(home, pinned, finished),
     }
     write_json(pinned.folder.results / "evaluation.json", result)
     return result
 
 
-def _rows(
-    home: SiteHome, pinned: Pinned, finished: list[RunPlan]
-) -> tuple[list[dict[str, Any]], int]:
-    from fedhealth.training.evaluation import evaluate_on_test, train_alone
+def _judge(home: SiteHome, pinned: Pinned, finished: list[RunPlan]) -> dict[str, Any]:
+    """The table's rows, and each run against the tuned baseline on the same patients."""
+    from fedhealth.training.evaluation import bootstrap_seed, scores_on_test, train_alone
+    from fedhealth.training.held_out import paired_difference, result_of
+    from fedhealth.training.tuned_alone import train_alone_tuned
 
-    sessions = Sessions(home, pinned)
-    alone = train_alone(pinned.study, finished[0], sessions.context(finished[0].name))
-    rows = [_row(ALONE, alone)]
+    study, sessions = pinned.study, Sessions(home, pinned)
+    seed = bootstrap_seed(study, pinned.config.site_id)
+    alone = train_alone(study, finished[0], sessions.context(finished[0].name))
+    tuned = train_alone_tuned(study, finished[0], sessions.context(finished[0].name))
+    rows = [_row(ALONE, alone), _row(TUNED, result_of(tuned.scores, seed=seed))]
+    differences = []
     for run in finished:
         vector = vector_from_bytes(global_model_path(pinned, run.name).read_bytes())
-        context = sessions.context(run.name)
-        rows.append(_row(title_of(run), evaluate_on_test(pinned.study, run, vector, context)))
-    return rows, alone.num_patients
+        scores = scores_on_test(study, run, vector, sessions.context(run.name))
+        rows.append(_row(title_of(run), result_of(scores, seed=seed)))
+        difference = paired_difference(scores, tuned.scores, seed=seed)
+        differences.append(
+            {
+                "model": title_of(run),
+                "minus": TUNED,
+                **asdict(difference),
+                "sentence": sentence_of(title_of(run), difference),
+            }
+        )
+    return {
+        "num_patients": alone.num_patients,
+        "rows": rows,
+        "tuned_setting": asdict(tuned.setting),
+        "differences": differences,
+    }
+
+
+def sentence_of(model: str, difference: "PairedDifference") -> str:
+    """One sentence for people: the two differences with their intervals, and what they allow to say."""
+    if difference.log_loss is None:
+        return f"{model}: there is no held-out patient to compare on."
+    parts, said = [], []
+    for name, found, better in (
+        ("AUC", difference.auc, 1),
+        ("log loss", difference.log_loss, -1),
+    ):
+        if found is None:
+            parts.append(f"{name} undefined (one class)")
+            continue
+        parts.append(f"{name} {found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
+        if found.low > 0 or found.high < 0:
+            said.append(f"{'better' if found.value * better > 0 else 'worse'} in {name}")
+    verdict = " and ".join(said) or "these patients show no difference either way"
+    return f"{model} minus {TUNED}: {', '.join(parts)}: {verdict}."
 
 
 def title_of(run: RunPlan) -> str:

@@ -26,15 +26,23 @@ def demo(out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
 
 
 def check(result: dict[str, Any], out: Path, *, num_sites: int, num_rounds: int) -> None:
-    assert [len(site["rows"]) for site in result["sites"]] == [3] * num_sites
+    assert [len(site["rows"]) for site in result["sites"]] == [4] * num_sites
     for site in result["sites"]:
         assert [row["model"].split(" (")[0] for row in site["rows"]] == [
+            "trained alone",
             "trained alone",
             "federated",
             "federated, private head",
         ]
         for row in site["rows"]:
             assert row["auc"] is None or 0 <= row["auc_low"] <= row["auc"] <= row["auc_high"] <= 1
+        assert [found["minus"] for found in site["differences"]] == [
+            "trained alone (tuned, no noise)"
+        ] * 2
+    for spent in result["privacy"]:
+        # A spare round was planned and not needed, so a little of the eight is left.
+        assert 0 < spent["epsilon"] <= spent["limit"] == 8
+        assert spent["unit"] == "patient"
     for report in result["reports"]:
         folder = Path(report).parent
         records = [
@@ -57,6 +65,8 @@ def test_four_real_hospitals_federate_with_reports_and_a_table(tmp_path: Path) -
         "va",
     ]
     assert "AUC on each hospital's held-out patients" in text
+    assert "Each run minus the hospital's own tuned model without noise" in text
+    assert "(the site allows 8); unit patient, adjacency add or remove one" in text
 
 
 @pytest.mark.timeout(300)
