@@ -64,6 +64,7 @@ def _run(grid: Grid, context: Context, home: ServerHome, run_name: str) -> None:
     start = read_last_checkpoint(folder)
     recorder = Recorder(home, study, run)
     recorder.recover(start.record)
+    recorder.check_no_release_is_lost(start.round_number)
     transport = FlowerTransport(grid, lambda: read_roster(home.roster))
     loop = RoundLoop(
         study=study,

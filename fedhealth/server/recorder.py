@@ -4,6 +4,7 @@ import logging
 
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.durable import read_json, write_json
+from fedhealth.errors import PrivacyError
 from fedhealth.evidence.statements import Manifest
 from fedhealth.report.record import RoundRecord, canonical_json, round_stem
 from fedhealth.report.write import write_round
@@ -55,6 +56,27 @@ class Recorder:
         if not (self._folder.reports / f"{round_stem(parsed)}.json").exists():
             write_round(self._folder.reports, parsed, study_title=self._study.title)
             self._status["rounds_done"] = parsed.round_number
+
+    def check_no_release_is_lost(self, round_number: int) -> None:
+        """Refuse to go on from an older checkpoint when a later model was released with site-level privacy.
+
+        The strategy's account is in the checkpoint: going on would release a round twice and count it once.
+
+        Raises:
+            PrivacyError: FH-PRIVACY-091.
+        """
+        for path in self._folder.reports.glob("round-*.json"):
+            record = RoundRecord.model_validate_json(path.read_bytes())
+            is_later = record.kind == "train" and record.round_number > round_number
+            if is_later and record.status == "complete" and record.site_level is not None:
+                raise PrivacyError(
+                    "FH-PRIVACY-091",
+                    f"round {record.round_number} was released, and the newest whole checkpoint is of round "
+                    f"{round_number}.",
+                    why="The account of site-level privacy is in the lost checkpoint; going on would release "
+                    "that round again and count it once.",
+                    fix="Restore the newest folder of runs/<run>/checkpoints from a backup.",
+                )
 
     def draft(self, outcome: RoundOutcome) -> bytes:
         """The record of a round that is about to be checkpointed."""

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from fedhealth.durable import read_json
+from fedhealth.errors import PrivacyError
 from fedhealth.report.record import RoundRecord, canonical_json
 from fedhealth.server.recorder import Recorder
-from fedhealth.testing.example_rounds import example_run
+from fedhealth.testing.example_rounds import example_run, run_with_site_level
 
 RECORD = example_run()[0]
 
@@ -43,3 +44,17 @@ def test_the_initial_model_has_no_record_to_recover(parts: tuple[Recorder, Any])
     recorder, folder = parts
     recorder.recover(b"")
     assert not folder.reports.exists()
+
+
+def test_a_run_does_not_go_on_before_a_model_that_was_released_with_site_level_privacy(
+    parts: tuple[Recorder, Any],
+) -> None:
+    """Going back would release a round twice and count it once; without that privacy it is allowed."""
+    recorder, folder = parts
+    recorder.recover(canonical_json(RECORD))
+    recorder.check_no_release_is_lost(RECORD.round_number - 1)
+    newest = run_with_site_level(3)[-1]
+    (folder.reports / "round-9999.json").write_bytes(canonical_json(newest))
+    recorder.check_no_release_is_lost(newest.round_number)
+    with pytest.raises(PrivacyError, match="FH-PRIVACY-091"):
+        recorder.check_no_release_is_lost(newest.round_number - 1)
