@@ -183,8 +183,35 @@ def evaluate(home: HomeOption, study: StudyOption = None, json: JsonOption = Fal
     result = evaluate_site(SiteHome(home.resolve()), study)
     say(f"Site {result['site_id']}: {result['num_patients']} held-out patients.")
     say(table(RESULT_COLUMNS, [[row[c] for c in RESULT_COLUMNS] for row in result["rows"]]))
+    for difference in result["differences"]:
+        say(difference["sentence"])
     if json:
         emit_json("site-evaluate", result)
+
+
+@app.command()
+def audit(
+    home: HomeOption,
+    study: StudyOption = None,
+    canaries: Annotated[
+        int | None, typer.Option(min=4, max=10_000, help="Canaries; 300 if left out.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps, canaries, models.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Attack this site's own training: a check for bugs, not a proof. Nothing is sent. Exit 5: a bug is shown."""
+    from fedhealth.cli.site_audit import say_audit
+    from fedhealth.site.audit import audit_site, require_clean
+    from fedhealth.site.home import SiteHome
+
+    size_name = "quick" if quick else "full"
+    result = audit_site(
+        SiteHome(home.resolve()), study, num_canaries=canaries, size_name=size_name, say=say
+    )
+    say_audit(result)
+    require_clean(result)
+    if json:
+        emit_json("site-audit", result)
 
 
 @app.command()

@@ -69,7 +69,7 @@ class AuditSize:
     num_rebuilt: int = 4
 
 
-QUICK: Final = AuditSize(num_canaries=150, max_steps=60, num_models=8, num_rebuilt=1)
+QUICK: Final = AuditSize(num_canaries=150, max_steps=60, num_models=16, num_rebuilt=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
