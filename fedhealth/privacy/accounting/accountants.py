@@ -35,8 +35,9 @@ RDP_ORDERS: Final = (
 """Whole orders only: dp-accounting's series for fractional ones does not converge at rates such as 0.2, and it
 then leaves the order out without an error."""
 PLD_MAX_EPSILON: Final = 5000.0
-"""By RDP. Beyond, a grid fine enough for a privacy loss distribution does not fit in memory, and no such epsilon
-protects anybody; the RDP bound is the headline then, and `Spend.accountant` says so."""
+"""By RDP. Beyond, a grid fine enough for a privacy loss distribution does not fit in memory; beyond about 700, e to
+the epsilon does not fit in a float. No such epsilon protects anybody; the RDP bound is the headline then, and
+`Spend.accountant` says so."""
 PLD_MAX_STEPS: Final = 2_000_000
 """Likewise: dp-accounting needs minutes for more sampled steps than this."""
 GRID: Final = 1e-3
@@ -178,6 +179,8 @@ def _epsilons(mechanisms: tuple[Mechanism, ...], delta: float) -> tuple[float, f
     if rdp > PLD_MAX_EPSILON or sampled > PLD_MAX_STEPS:
         return rdp, rdp, RDP
     pld = _pld(mechanisms, delta, rdp)
+    if not 0 <= pld < math.inf:
+        return rdp, rdp, RDP
     if pld > rdp * (1 + TOLERANCE) + ABSOLUTE_TOLERANCE:
         raise PrivacyError(
             "FH-PRIVACY-013",
@@ -194,19 +197,27 @@ def _rdp(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     from dp_accounting import NeighboringRelation, rdp
 
     accountant = rdp.RdpAccountant(RDP_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
-    return _spent(accountant, mechanisms, delta, RDP)
+    epsilon = _spent(accountant, mechanisms, delta)
+    if not 0 <= epsilon < math.inf:
+        raise PrivacyError(
+            "FH-PRIVACY-014",
+            f"{RDP} gave {epsilon} for {len(mechanisms)} mechanisms at delta {delta}.",
+            why="That is no bound on what a patient lost.",
+            fix="Use more noise or fewer steps; report it if the settings look ordinary.",
+        )
+    return epsilon
 
 
 @lru_cache(maxsize=4096)
 def _pld(mechanisms: tuple[Mechanism, ...], delta: float, rdp_epsilon: float) -> float:
-    """Epsilon by privacy loss distributions (Doroshenko et al. 2022, arXiv 2207.04380)."""
+    """Epsilon by privacy loss distributions (Doroshenko et al. 2022, arXiv 2207.04380); infinite where they end."""
     from dp_accounting import NeighboringRelation, pld
 
     accountant = pld.PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE,
         value_discretization_interval=_grid(mechanisms, rdp_epsilon),
     )
-    return _spent(accountant, mechanisms, delta, PLD)
+    return _spent(accountant, mechanisms, delta)
 
 
 def _grid(mechanisms: tuple[Mechanism, ...], rdp_epsilon: float) -> float:
@@ -222,18 +233,10 @@ def _loss_std(rate: float, noise: float, steps: int) -> float:
     return math.sqrt(math.log1p(rate**2 * math.expm1(min(noise**-2, 600.0))))
 
 
-def _spent(accountant: Any, mechanisms: tuple[Mechanism, ...], delta: float, name: str) -> float:  # noqa: ANN401 - dp-accounting is untyped
+def _spent(accountant: Any, mechanisms: tuple[Mechanism, ...], delta: float) -> float:  # noqa: ANN401 - dp-accounting is untyped
     for mechanism in mechanisms:
         accountant.compose(_dp_event(*mechanism))
-    epsilon = float(accountant.get_epsilon(delta))
-    if not 0 <= epsilon < math.inf:
-        raise PrivacyError(
-            "FH-PRIVACY-014",
-            f"{name} gave {epsilon} for {len(mechanisms)} mechanisms at delta {delta}.",
-            why="That is no bound on what a patient lost.",
-            fix="Use more noise or fewer steps; report it if the settings look ordinary.",
-        )
-    return epsilon
+    return float(accountant.get_epsilon(delta))
 
 
 def _dp_event(rate: float, noise: float, steps: int) -> "DpEvent":

@@ -15,9 +15,17 @@ from fedhealth.config.load import study_to_yaml
 from fedhealth.config.study import Study
 from fedhealth.errors import ExitCode
 from fedhealth.privacy.accounting.plan import plan_site
-from tests.unit.privacy.accounting.studies import private_study
+
+from ..privacy.accounting.studies import (  # noqa: TID252 - tests are no installed package
+    private_study,
+)
 
 METRICS = {"target_epsilon": 8.0, "release_metrics": "closing"}
+FIXED = {
+    "noise_multiplier": 2.0,
+    "release_metrics": "closing",
+    "metrics_noise_multiplier": 5.0,
+}
 
 
 def study_file(folder: Path, study: Study) -> str:
@@ -50,7 +58,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, 
 def test_the_plan_of_a_size_is_the_one_that_a_site_makes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = private_study(METRICS)
+    study = private_study(FIXED)
     answer, text = ask(capsys, study_file(tmp_path, study), "--sites", "80")
     (site,) = answer["sites"]
     plan = plan_site(study, 80)

@@ -10,7 +10,8 @@ from fedhealth.privacy.accounting.accountants import compose, rdp_bound
 from fedhealth.privacy.accounting.events import Event, PoissonSubsampledGaussian, UnboundedRelease
 from fedhealth.privacy.accounting.plan import SitePlan, plan_site
 from fedhealth.privacy.policy import check_budget, check_patients, check_plan
-from tests.unit.privacy.accounting.studies import private_study
+
+from .accounting.studies import private_study
 
 
 def policy(**limits: Any) -> SitePrivacy:

@@ -11,7 +11,8 @@ from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.metrics import LOG_LOSS_BOUND, noisy_means
 from fedhealth.privacy.accounting.plan import SitePlan, plan_site
 from fedhealth.privacy.randomness import Randomness
-from tests.unit.privacy.accounting.studies import private_study
+
+from .studies import private_study
 
 PRIVACY = {
     "noise_multiplier": 2.0,

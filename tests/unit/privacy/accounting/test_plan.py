@@ -10,7 +10,8 @@ from fedhealth.privacy.accounting import plan as plan_module
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.plan import SitePlan, plan_site
 from fedhealth.privacy.accounting.split_id import split_id
-from tests.unit.privacy.accounting.studies import private_study
+
+from .studies import private_study
 
 
 def plan(size: int = 100, privacy: dict[str, Any] | None = None, **changes: Any) -> SitePlan:
