@@ -102,7 +102,8 @@ def read_round(path: Path) -> RoundRecord:
         raise EvidenceError(
             "FH-REPORT-001",
             f"{path.name} is not a round record (at {where or 'the top'}).",
-            fix="Take the file from the server again; its version is in `versions`.",
+            fix="Read it with the version of fedhealth that wrote it (`versions` and `schema_id` are in the file), or "
+            "take the file from the server again.",
         ) from None
     if canonical_json(record) != data:
         raise EvidenceError(
