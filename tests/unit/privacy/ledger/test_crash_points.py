@@ -49,6 +49,10 @@ class Op:
     at: int = 0
 
 
+class Killed(BaseException):
+    """A process ends here; what it gave to the kernel stays in the page cache."""
+
+
 class RecordingDisk(OsStorage):
     """The real calls, and a list of them. Calls numbered in `fails` fail, with what is said there."""
 
@@ -56,6 +60,7 @@ class RecordingDisk(OsStorage):
         self.root = root
         self.log: list[Op] = []
         self.fails: dict[int, int] = {}
+        self.dies_before: int | None = None
         self._ids = itertools.count(1)
         self._file_of_path: dict[str, int] = {}
         self._file_of_descriptor: dict[int, int] = {}
@@ -124,6 +129,8 @@ class RecordingDisk(OsStorage):
 
     def _record(self, op: Op) -> None:
         number = len(self.log)
+        if number == self.dies_before:
+            raise Killed
         self.log.append(op)
         if number in self.fails:
             raise OSError(self.fails[number], "the test's disk failed")
@@ -430,7 +437,12 @@ def check_chain(path: Path, spent: Counter[Event]) -> None:
 
 
 def crash_everywhere(
-    site: Observer, work: Path, *, start: int = 0, stop: int = 10**6
+    site: Observer,
+    work: Path,
+    *,
+    start: int = 0,
+    stop: int = 10**6,
+    keeps: bytes = b"",
 ) -> Counter[str]:
     """Every length of the log from `start` to `stop`, and its end: every loss that the disk allows there."""
     outcomes: Counter[str] = Counter()
@@ -443,6 +455,7 @@ def crash_everywhere(
             if state in known:
                 continue
             known.add(state)
+            assert not keeps or any(keeps in (data or b"") for data in found.values())
             lay_out(found, work)
             outcomes[
                 examine(work / site.folder.relative_to(site.disk.root), seen, is_odd=is_odd)
@@ -482,7 +495,23 @@ def test_a_crash_while_the_torn_line_of_a_crash_is_set_aside_loses_nothing(tmp_p
             start = len(second.disk.log)
             second.seen = [replace(s, when=0) for s in [*seen, Seen(0, "asked", "study-a", 1)]]
             second.reserve("study-a", 7)
-            crash_everywhere(second, tmp_path / "crashed", start=start)
+            torn = (found.get("home/ledger/ledger.jsonl") or b"").rpartition(b"\n")[2]
+            crash_everywhere(second, tmp_path / "crashed", start=start, keeps=torn)
+
+
+def test_a_line_that_a_killed_process_did_not_sync_is_synced_before_it_is_believed(
+    tmp_path: Path,
+) -> None:
+    site = observe(tmp_path / "disk")
+    site.answer("study-b", 1)
+    site.reserve("study-a", 1)
+    site.disk.dies_before = len(site.disk.log) + 1  # its line is written, and not synced
+    with pytest.raises(Killed):
+        site.reserve("study-a", 2)
+    site.disk.dies_before = None
+    assert event("study-a", 2) in site.ledger("study-b").view().events()
+    site.note("reserved", "study-a", 2)
+    crash_everywhere(site, tmp_path / "crashed", start=len(site.disk.log))
 
 
 def run_in_spite_of_failures(site: Observer) -> list[str]:
@@ -521,7 +550,7 @@ def test_a_disk_that_takes_half_of_a_write_releases_nothing_and_loses_nothing(
         site = observe(tmp_path / f"disk-{number}")
         site.disk.fails[number] = errno.ENOSPC
         assert run_in_spite_of_failures(site) == [FULL], site.disk.log[number]
-        crash_everywhere(site, tmp_path / "crashed", start=number, stop=number + 6)
+        crash_everywhere(site, tmp_path / "crashed", start=number, stop=number + 3)
 
 
 def test_a_disk_that_fails_at_any_other_call_releases_nothing_and_loses_nothing(

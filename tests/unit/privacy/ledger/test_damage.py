@@ -339,6 +339,16 @@ def test_an_answer_sealed_with_another_key_is_told_from_a_damaged_one(desk: Any)
     assert len(desk.open().view().events()) == 2
 
 
+def test_what_a_crash_left_of_a_longer_answer_is_not_in_the_next_one(desk: Any) -> None:
+    ledger = desk.open()
+    manifest = desk.reserve(ledger)
+    (desk.folder / "sealed" / f"{manifest}.tmp").write_bytes(b"x" * 100_000)
+    (desk.folder / "sealed" / f"{'f' * 64}.sealed").write_bytes(b"no seal line names it")
+    ledger.seal(manifest, desk.answer())
+    assert ledger.sealed(manifest) == desk.answer()
+    assert [path.name for path in (desk.folder / "sealed").iterdir()] == [f"{manifest}.sealed"]
+
+
 def test_a_sealed_file_of_another_manifest_does_not_open(desk: Any) -> None:
     ledger = desk.open()
     one, two = desk.answered(ledger, 1), desk.answered(ledger, 2)
