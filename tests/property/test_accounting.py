@@ -11,7 +11,7 @@ from fedhealth.privacy.accounting.events import (
     merge_events,
 )
 
-FEW = settings(max_examples=8, deadline=None)
+FEW = settings(max_examples=5, deadline=None)
 rates = st.floats(0.005, 1.0)
 noises = st.floats(0.4, 60.0)
 

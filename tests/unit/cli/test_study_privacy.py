@@ -81,7 +81,7 @@ def test_the_plan_of_a_size_is_the_one_that_a_site_makes(
 def test_spend_grows_over_the_rounds_up_to_the_whole_studys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer, _ = ask(capsys, study_file(tmp_path, private_study()), "--sites", "80")
+    answer, _ = ask(capsys, study_file(tmp_path, private_study(FIXED)), "--sites", "80")
     (site,) = answer["sites"]
     curve = site["after_rounds"]
     assert [(point["run"], point["round"]) for point in curve] == [
