@@ -87,6 +87,7 @@ def run_private_steps(
         SiteDataError: a volume cannot be read.
     """
     check_mechanism(mechanism)
+    check_all_noised(learner.model, {**learner.shared, **learner.private})
     if gradients is not None:
         _run_steps(learner, dataset, plan, mechanism, randomness, gradients=gradients)
         return

@@ -69,7 +69,7 @@ class BookKeeping:
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model = model
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._rules = _rules(model)
+        self._rules = _rules(model, set(self._names))
         self._covered = {
             self._names[id(parameter)]
             for layer, _ in self._rules.values()
@@ -164,9 +164,9 @@ class BookKeeping:
         if use.inputs._version != use.version:  # noqa: SLF001 - autograd asks the same way
             raise BookKeepingProblem(f"the input of layer {use.name!r} is changed in place")
         layer, rule = self._rules[use.name]
-        prefix = f"{use.name}." if use.name else ""
+        names = {key: self._names[id(p)] for key, p in trainable(layer).items()}
         return layer_part(
-            prefix, layer, rule, inputs=use.inputs, gradients=gradient, patients=use.patients
+            names, layer, rule, inputs=use.inputs, gradients=gradient, patients=use.patients
         )
 
     def _hook(self, name: str) -> Callable[..., None]:
@@ -218,7 +218,7 @@ class BookKeeping:
         notes.uses[f"copies of {name}"] = _Use(name, get_gradient_edge(copies), patients)
 
 
-def _rules(model: nn.Module) -> dict[str, tuple[nn.Module, LayerRule]]:
+def _rules(model: nn.Module, known: set[int]) -> dict[str, tuple[nn.Module, LayerRule]]:
     rules: dict[str, tuple[nn.Module, LayerRule]] = {}
     owner_of: dict[int, str] = {}
     for name, layer in model.named_modules(remove_duplicate=False):
@@ -227,6 +227,8 @@ def _rules(model: nn.Module) -> dict[str, tuple[nn.Module, LayerRule]]:
             other = owner_of.setdefault(id(parameter), name)
             if other != name:
                 raise BookKeepingProblem(f"layers {other!r} and {name!r} share a parameter")
+            if id(parameter) not in known:
+                raise BookKeepingProblem(f"a trainable parameter of layer {name!r} is not trained")
         rule = rule_of(layer) if own else None
         if rule is not None:
             reason = rule.reason_against(layer)

@@ -72,7 +72,7 @@ class LayerPart:
     """Where gradients are made from a layer's input and output gradient.
 
     Args:
-        prefix: the layer's name in the model.
+        names: the model's name of each parameter, by the layer's own.
         layer: the layer.
         rule: its rule.
         inputs: (R, ...).
@@ -82,7 +82,7 @@ class LayerPart:
 
     def __init__(
         self,
-        prefix: str,
+        names: Mapping[str, str],
         layer: nn.Module,
         rule: LayerRule,
         *,
@@ -90,7 +90,7 @@ class LayerPart:
         gradients: Tensor,
         patients: Patients,
     ) -> None:
-        self._prefix, self._layer, self._rule = prefix, layer, rule
+        self._names, self._layer, self._rule = names, layer, rule
         self._inputs, self._gradients, self._patients = inputs, gradients, patients
 
     def add_squared_norms(self, squared: Tensor) -> None:
@@ -117,11 +117,11 @@ class LayerPart:
         weights = factors[rows].to(gradients.dtype).view(-1, *([1] * (gradients.dim() - 1)))
         found = self._rule.gradients(self._layer, inputs, gradients * weights)
         for name, gradient in found.items():
-            sums[f"{self._prefix}{name}"].add_(gradient)
+            sums[self._names[name]].add_(gradient)
 
 
 def layer_part(
-    prefix: str,
+    names: Mapping[str, str],
     layer: nn.Module,
     rule: LayerRule,
     *,
@@ -132,8 +132,8 @@ def layer_part(
     """The part of a layer, with the gradient of every row where the rule finds that cheap."""
     by_row = rule.row_gradients(layer, inputs, gradients)
     if by_row is not None:
-        return RowsPart({f"{prefix}{name}": g for name, g in by_row.items()}, patients)
-    return LayerPart(prefix, layer, rule, inputs=inputs, gradients=gradients, patients=patients)
+        return RowsPart({names[name]: gradient for name, gradient in by_row.items()}, patients)
+    return LayerPart(names, layer, rule, inputs=inputs, gradients=gradients, patients=patients)
 
 
 def _squares(flat: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ class _Silent(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         entered = self.enter(inputs)
         rows = (inputs[:, 0] > 0).nonzero().squeeze(1)
-        return entered.index_add(0, rows, self.layer(entered[rows]))
+        return entered.index_add(0, rows, self.layer(entered[rows]))  # type: ignore[no-any-return]
 
 
 class _Hidden(nn.Module):
