@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from fedhealth.cli.app import run
+from fedhealth.cli.noise_hints import model_sizes
 from fedhealth.cli.study_check import check_whole_study
 from fedhealth.config.check import Finding
 from fedhealth.config.load import study_to_yaml
@@ -190,6 +191,13 @@ def test_site_level_privacy_is_kept_apart(
     answer, text = ask(capsys, study_file(tmp_path, fixed), "--sites", "80")
     assert answer["site_level_runs"] == ["sites"]
     assert "kept apart" in " ".join(text.split())
+
+
+def test_a_private_head_is_noised_too_and_a_frozen_encoder_is_not() -> None:
+    head = [{"name": "head", "num_rounds": 1, "personalisation": "private_head"}]
+    whole, frozen = model_sizes(private_study())
+    assert model_sizes(private_study(runs=head))[0] == whole
+    assert 0 < frozen.num_parameters < whole.num_parameters
 
 
 def check(**changes: Any) -> list[Finding]:
