@@ -82,13 +82,13 @@ def forecast(
     """Plan every site; without sizes and configurations, sites of example sizes.
 
     Raises:
-        UsageError: FH-USAGE-020 a size below 1.
+        UsageError: FH-PRIVACY-042 a size below 1.
         PrivacyError: the target cannot be met, or delta does not fit a size.
         ConfigError: with `build`, a model cannot be made.
     """
     if any(size < 1 for size in sizes):
         raise UsageError(
-            "FH-USAGE-020", "--sites wants sizes of at least 1.", fix="Give patients per site."
+            "FH-PRIVACY-042", "--sites wants sizes of at least 1.", fix="Give patients per site."
         )
     are_examples = not sizes and not configs
     asked: list[tuple[int, SiteConfig | None]] = [(c.declared_train_size, c) for c in configs]

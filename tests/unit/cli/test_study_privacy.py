@@ -172,7 +172,7 @@ def test_a_target_that_is_none_is_refused(
 def test_a_size_below_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = study_file(tmp_path, private_study())
     assert run(["study", "privacy", study, "--sites", "0"]) == ExitCode.USAGE
-    assert "FH-USAGE-020" in capsys.readouterr().err
+    assert "FH-PRIVACY-042" in capsys.readouterr().err
 
 
 def test_a_site_that_is_always_sampled_is_told_so(
