@@ -11,8 +11,8 @@ from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Contribution, Manifest, open_statement
-from fedhealth.privacy.accounting.events import UnboundedRelease
-from fedhealth.report.privacy import spend_is_consistent
+from fedhealth.privacy.accounting.plan import SitePlan
+from fedhealth.server.believed_spend import spend_is_believed
 from fedhealth.server.roster import RosterLine
 
 
@@ -30,8 +30,14 @@ def verify_contribution(
     manifest: Manifest,
     manifest_sha256: str,
     line: RosterLine,
+    *,
+    plan: SitePlan | None = None,
 ) -> Verdict:
-    """Signature by the enrolled key, this very manifest, the digest of the bytes, the spec, finite values."""
+    """Signature by the enrolled key, this very manifest, the digest of the bytes, the spec, finite values.
+
+    And the privacy that was planned: `plan` is what the study and the declared size of this site give; None
+    for a study without patient-level privacy.
+    """
     try:
         key = VerifyKey.from_base64(line.entry.signing_key)
         said = open_statement(Contribution, envelope, key)
@@ -41,7 +47,9 @@ def verify_contribution(
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
     if not _answers(said, manifest, manifest_sha256, line):
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
-    fault = _fault(said, payload, manifest) or _privacy_fault(said, manifest, line)
+    fault = _fault(said, payload, manifest)
+    if not spend_is_believed(said, manifest, plan, declared_train_size=line.entry.train_size):
+        fault = fault or DropCode.CONTRIBUTION_INVALID
     return Verdict(drop_code=fault, contribution=said)
 
 
@@ -59,19 +67,6 @@ def _fault(said: Contribution, payload: bytes, manifest: Manifest) -> DropCode |
     if len(payload) != manifest.spec.num_bytes:
         return DropCode.WRONG_SPEC
     return None if np.isfinite(vector_from_bytes(payload)).all() else DropCode.NON_FINITE
-
-
-def _privacy_fault(said: Contribution, manifest: Manifest, line: RosterLine) -> DropCode | None:
-    """Under patient-level privacy an answer says what it cost, and it costs something that is bounded."""
-    spend = said.privacy
-    if spend is None:
-        is_missing = manifest.privacy is not None and said.drop_code is None
-        return DropCode.CONTRIBUTION_INVALID if is_missing else None
-    is_unbounded = any(isinstance(event, UnboundedRelease) for event in spend.round_events)
-    if manifest.privacy is not None and is_unbounded:
-        return DropCode.CONTRIBUTION_INVALID
-    believable = spend_is_consistent(spend, declared_train_size=line.entry.train_size)
-    return None if believable else DropCode.CONTRIBUTION_INVALID
 
 
 def _answers(

@@ -23,6 +23,7 @@ from fedhealth.evidence.statements import (
     RoundPrivacy,
     manifest_tensors,
 )
+from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.report.record import VoidReason
 from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
@@ -287,7 +288,12 @@ class RoundLoop:
             outcome.drop_code = reply.code or DropCode.PROTOCOL
             return
         verdict = verify_contribution(
-            reply.envelope, reply.payload, manifest, manifest_sha256, outcome.line
+            reply.envelope,
+            reply.payload,
+            manifest,
+            manifest_sha256,
+            outcome.line,
+            plan=plan_site(self.study, outcome.line.entry.train_size),
         )
         outcome.drop_code = verdict.drop_code
         outcome.contribution = verdict.contribution

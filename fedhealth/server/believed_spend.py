@@ -1,0 +1,94 @@
+"""What the server believes of a site's privacy account. Called by `contributions`.
+
+The plan of a site follows from the study and the size it declared, so the server works out the same one and
+holds each answer against it.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from fedhealth.evidence.statements import Contribution, Manifest, PrivacySpend
+from fedhealth.privacy.accounting.events import (
+    Event,
+    GaussianRelease,
+    PoissonSubsampledGaussian,
+    UnboundedRelease,
+)
+from fedhealth.privacy.accounting.plan import SitePlan
+from fedhealth.report.privacy import spend_is_consistent
+
+NOISE_TOLERANCE: Final = 0.01
+"""Relative: versions of an accountant differ in the last digit of a calibrated noise, which has four."""
+MAX_OTHER_KINDS: Final = 4
+"""Mechanisms in the account that are not in the plan, such as those of an earlier study of this name."""
+
+
+def spend_is_believed(
+    said: Contribution, manifest: Manifest, plan: SitePlan | None, *, declared_train_size: int
+) -> bool:
+    """Whether what a site says that its answer cost is what the study planned, and adds up.
+
+    Args:
+        said: a contribution whose signature was verified.
+        manifest: what it answers.
+        plan: of this site; None for a study without patient-level privacy.
+        declared_train_size: public, from the roster.
+    """
+    spend = said.privacy
+    if said.drop_code is not None:
+        return spend is None
+    if plan is None:
+        return spend is None or _is_open(spend, declared_train_size)
+    return (
+        spend is not None
+        and spend_is_consistent(spend, declared_train_size=declared_train_size)
+        and abs(spend.delta / plan.delta - 1) < NOISE_TOLERANCE
+        and spend.clipping_norm == plan.clipping_norm
+        and _is_planned_round(said, manifest, spend, plan)
+        and sum(not _is_planned(event, plan) for event in spend.study_events) <= MAX_OTHER_KINDS
+    )
+
+
+def _is_open(spend: PrivacySpend, declared_train_size: int) -> bool:
+    says_unbounded = all(isinstance(event, UnboundedRelease) for event in spend.round_events)
+    return says_unbounded and spend_is_consistent(spend, declared_train_size=declared_train_size)
+
+
+def _is_planned_round(
+    said: Contribution, manifest: Manifest, spend: PrivacySpend, plan: SitePlan
+) -> bool:
+    """Training when it was asked for, with the planned number of steps; metrics only when they were paid for."""
+    trained = _kind(spend.round_events, PoissonSubsampledGaussian)
+    told = _kind(spend.round_events, GaussianRelease)
+    wanted = [plan.train_event(manifest.run_name).steps] if manifest.kind == "train" else []
+    return (
+        all(_is_planned(event, plan) for event in spend.round_events)
+        and [event.steps for event in trained] == wanted
+        and [event.steps for event in told] in ([], [1])
+        and not said.train_metrics
+        and (bool(told) or not said.evaluate_metrics)
+    )
+
+
+def _kind(events: Iterable[Event], kind: type[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _is_planned(event: Event, plan: SitePlan) -> bool:
+    if isinstance(event, PoissonSubsampledGaussian):
+        return (
+            abs(event.sampling_rate / plan.sampling_rate - 1) < 1e-9  # noqa: PLR2004 - float rounding
+            and _is_enough(event.noise_multiplier, plan.noise_multiplier)
+            and (event.population, event.split_id) == ("train", plan.split_id)
+        )
+    planned = plan.metrics_noise_multiplier
+    return (
+        isinstance(event, GaussianRelease)
+        and planned is not None
+        and _is_enough(event.noise_multiplier, planned)
+        and (event.population, event.split_id) == ("validation", plan.split_id)
+    )
+
+
+def _is_enough(noise: float, planned: float) -> bool:
+    return noise >= planned * (1 - NOISE_TOLERANCE)
