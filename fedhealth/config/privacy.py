@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedhealth.config.base import ConfigModel, Slug
+
+Tuning = Literal["not_stated", "fixed_in_advance", "public_or_synthetic_data"]
 
 
 class PatientPrivacy(ConfigModel):
@@ -39,6 +41,11 @@ class PatientPrivacy(ConfigModel):
         le=1e6,
         description="Most that one patient's gradient counts in a step (L2, all trained tensors together).",
     )
+    tuning: Tuning = Field(
+        "not_stated",
+        description="How learning rate, rounds and other settings were chosen; the report says it. Trying them on "
+        "the patients themselves would be a release that nobody accounts for.",
+    )
     spare_rounds: int = Field(
         0,
         ge=0,
@@ -55,6 +62,16 @@ class PatientPrivacy(ConfigModel):
         le=1000,
         description="With noise_multiplier: the noise of released metrics. With target_epsilon it is worked out.",
     )
+
+    @field_validator("tuning", mode="before")
+    @classmethod
+    def _tuned_elsewhere(cls, value: object) -> object:
+        if value == "on_these_patients":
+            raise ValueError(
+                "settings that were tried on these patients are a release outside of the account: tune on public or "
+                "synthetic data, or leave privacy out"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

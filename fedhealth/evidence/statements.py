@@ -4,6 +4,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedhealth.config.privacy import Tuning
 from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
@@ -144,6 +145,7 @@ class RoundPrivacy(Statement):
     target_epsilon: float | None = Field(gt=0)
     noise_multiplier: float | None = Field(gt=0)
     clipping_norm: float = Field(gt=0)
+    tuning: Tuning = "not_stated"
 
     @classmethod
     def of(cls, study: Study) -> "RoundPrivacy | None":
@@ -155,6 +157,7 @@ class RoundPrivacy(Statement):
             target_epsilon=study.privacy.target_epsilon,
             noise_multiplier=study.privacy.noise_multiplier,
             clipping_norm=study.privacy.clipping_norm,
+            tuning=study.privacy.tuning,
         )
 
 

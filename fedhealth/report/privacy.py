@@ -81,6 +81,7 @@ def patient_fact(proposal: RoundPrivacy | None) -> PatientPrivacyFact | None:
         target_epsilon=proposal.target_epsilon,
         noise_multiplier=proposal.noise_multiplier,
         clipping_norm=proposal.clipping_norm,
+        tuning=proposal.tuning,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedhealth.config.privacy import Tuning
 from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
 from fedhealth.report.schema import A, Closed, Count, D, Hex64, P, S, Version
@@ -38,6 +39,7 @@ class PatientPrivacyFact(Closed):
     target_epsilon: Annotated[Positive | None, D] = None
     noise_multiplier: Annotated[Positive | None, D] = None
     clipping_norm: Annotated[Positive, D]
+    tuning: Annotated[Tuning, D] = "not_stated"
 
 
 class SitePrivacyFact(Closed):

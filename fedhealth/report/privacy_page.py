@@ -195,7 +195,8 @@ def _asked(record: RoundRecord) -> str:
         else f"a noise multiplier of {asked.noise_multiplier:.4g} at every hospital"
     )
     return (
-        f"The study asks for {aim}, with gradients clipped to a norm of {asked.clipping_norm:.4g}."
+        f"The study asks for {aim}, with gradients clipped to a norm of {asked.clipping_norm:.4g}. "
+        f"{wording.TUNING[asked.tuning]}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from fedhealth.config.privacy import Tuning
 from fedhealth.contracts.codes import DropCode
 from fedhealth.report.attestation import Attestation
 from fedhealth.report.privacy_facts import CompositionScope
@@ -156,3 +157,12 @@ def few_sites(num_sites: int, minimum: int) -> str:
         f"each hospital is 1/{num_sites} of the result: noise for a small epsilon would be as large as what it hides. "
         "Read it as a limit on one hospital's influence, not as protection to rely on."
     )
+
+
+TUNING: Final[dict[Tuning, str]] = {
+    "not_stated": "It does not say how its settings were chosen; epsilon holds if they were not tried on these "
+    "patients.",
+    "fixed_in_advance": "Its settings were fixed in advance, as the coordinator declares.",
+    "public_or_synthetic_data": "Its settings were chosen on public or synthetic data, as the coordinator declares.",
+}
+"""Trying settings on the patients is a release of its own (Papernot and Steinke 2022, arXiv 2110.03620)."""

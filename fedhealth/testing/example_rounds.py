@@ -230,7 +230,9 @@ def _with_accounts(
 ) -> RoundRecord:
     is_private = target_epsilon is not None
     sites = tuple(_with_account(one, so_far, is_private=is_private) for one in record.sites)
-    asked = PatientPrivacyFact(target_epsilon=target_epsilon, clipping_norm=1.0)
+    asked = PatientPrivacyFact(
+        target_epsilon=target_epsilon, clipping_norm=1.0, tuning="public_or_synthetic_data"
+    )
     return _changed(record, sites=sites, patient_privacy=asked if is_private else None)
 
 

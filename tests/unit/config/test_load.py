@@ -15,6 +15,7 @@ from fedhealth.config.load import (
     study_digest,
     study_to_yaml,
 )
+from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.template import template_names, template_path
 from fedhealth.errors import ConfigError, ExitCode
 
@@ -203,3 +204,24 @@ def test_json_schema_of_another_kind_is_refused() -> None:
 def test_resolved_yaml_is_plain_yaml_for_other_readers(tmp_path: Path) -> None:
     study = load_study(study_file(tmp_path))
     assert yaml.safe_load(study_to_yaml(study))["id"] == "my-study"
+
+
+def test_settings_that_were_tried_on_the_patients_are_refused_under_privacy() -> None:
+    """Trying settings on the patients releases something that no event accounts for."""
+    privacy = {"target_epsilon": 8, "tuning": "on_these_patients"}
+    with pytest.raises(ValueError, match="outside of the account"):
+        PatientPrivacy.model_validate(privacy)
+    stated = PatientPrivacy.model_validate(privacy | {"tuning": "public_or_synthetic_data"})
+    assert stated.tuning == "public_or_synthetic_data"
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, float("inf"), float("nan"), "8"])
+def test_an_epsilon_that_is_no_positive_number_is_refused(epsilon: object) -> None:
+    with pytest.raises(ValueError, match="target_epsilon"):
+        PatientPrivacy.model_validate({"target_epsilon": epsilon})
+
+
+def test_noise_is_given_in_one_way_only() -> None:
+    for both in ({}, {"target_epsilon": 8, "noise_multiplier": 1}):
+        with pytest.raises(ValueError, match="exactly one of"):
+            PatientPrivacy.model_validate(both)
