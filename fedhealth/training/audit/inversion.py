@@ -62,9 +62,9 @@ class DenseModel(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """How close the rebuilt patients are to the true ones, in one modality: mean correlation over patients.
+    """How close the rebuilt patients are to the true ones: correlation over all values of all patients.
 
-    `by_chance` is the mean correlation with other made-up patients: what somebody gets who has seen no gradient.
+    `by_chance` is the correlation with other made-up patients: what somebody gets who has seen no gradient.
     `similarity` (images only) is the structural similarity, 1 for the same image.
     """
 
@@ -160,13 +160,13 @@ def _attack(  # noqa: PLR0917 - the facts of one attack
         guesses.append(_rebuild(learner, truth, released, rng))
     return tuple(
         _compare(
-            (model, name),
-            truths=[t[name] for t in truths],
-            guesses=[g[name] for g in guesses],
-            others=list(_inputs(others)[name]),
+            (model, title),
+            truths=[_flat(truth, names) for truth in truths],
+            guesses=[_flat(guess, names) for guess in guesses],
+            others=[_flat(_inputs(others.take(torch.tensor([i]))), names) for i in range(_OTHERS)],
             is_image=is_image,
         )
-        for name, is_image in _modalities(learner)
+        for title, names, is_image in _modalities(learner)
     )
 
 
@@ -221,9 +221,15 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {**batch.tables, **batch.volumes}
 
 
-def _modalities(learner: Learner) -> list[tuple[str, bool]]:
-    tables = [(table.name, False) for table in learner.contract.tables]
-    return tables + [(volume.name, True) for volume in learner.contract.volumes]
+def _modalities(learner: Learner) -> list[tuple[str, list[str], bool]]:
+    """All tables together (one alone may have three columns, too few for a correlation), and each image."""
+    tables = [table.name for table in learner.contract.tables]
+    images = [(volume.name, [volume.name], True) for volume in learner.contract.volumes]
+    return ([("tables", tables, False)] if tables else []) + images
+
+
+def _flat(inputs: dict[str, Tensor], names: list[str]) -> NDArray[np.float64]:
+    return np.concatenate([inputs[name].numpy().reshape(-1) for name in names]).astype(np.float64)
 
 
 def _cosine_distance(found: tuple[Tensor | None, ...], released: list[Tensor]) -> Tensor:
@@ -243,23 +249,23 @@ def _variation(image: Tensor) -> Tensor:
 def _compare(
     names: tuple[str, str],
     *,
-    truths: list[Tensor],
-    guesses: list[Tensor],
-    others: list[Tensor],
+    truths: list[NDArray[np.float64]],
+    guesses: list[NDArray[np.float64]],
+    others: list[NDArray[np.float64]],
     is_image: bool,
 ) -> Recovered:
-    flat, made, unrelated = (
-        [tensor.numpy().reshape(-1).astype(np.float64) for tensor in tensors]
-        for tensors in (truths, guesses, others)
-    )
-    similar = [_structural_similarity(a, b) for a, b in zip(flat, made, strict=True)]
+    similar = [_structural_similarity(a, b) for a, b in zip(truths, guesses, strict=True)]
+    pairs = [(truth, other) for truth in truths for other in others]
     return Recovered(
         model=names[0],
         modality=names[1],
-        correlation=float(np.mean([_correlation(a, b) for a, b in zip(flat, made, strict=True)])),
+        correlation=_correlation(np.concatenate(truths), np.concatenate(guesses)),
         similarity=float(np.mean(similar)) if is_image else None,
-        by_chance=float(np.mean([_correlation(a, b) for a in flat for b in unrelated])),
-        num_patients=len(flat),
+        by_chance=_correlation(
+            np.concatenate([truth for truth, _ in pairs]),
+            np.concatenate([other for _, other in pairs]),
+        ),
+        num_patients=len(truths),
     )
 
 

@@ -6,7 +6,7 @@ site's audit.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -37,6 +37,8 @@ FALSE_ALARM: Final = 1e-6
 _NOISE_VALUES: Final = 4_000_000
 _MIN_REPEATS, _MAX_REPEATS = 8, 64
 """Steps: 64 show half the noise on a single weight; a large model needs fewer, and each costs more."""
+_LEAST_VARIANCE: Final = 3.0
+"""Of how often a canary is drawn; below it a binomial count is too skewed for the chi-squared distribution."""
 _MOVED_PATIENTS: Final = 8
 _OTHER_PATIENTS: Final = 16
 _CLIPPING_TOLERANCE: Final = 1e-3
@@ -121,23 +123,38 @@ def measure_clipping(bench: Bench, mechanism: PatientMechanism) -> Measured:
     )
 
 
-def measure_sampling(control: CanaryResult, mechanisms: list[PatientMechanism]) -> Measured:
-    """How often a canary was drawn in the noiseless control, a step: the sampling rate, at most.
+def measure_sampling(
+    control: CanaryResult, mechanisms: Sequence[PatientMechanism]
+) -> tuple[Measured, ...]:
+    """How often canaries were drawn in the noiseless control: the rate, and its spread from canary to canary.
 
-    Too weak: more often than a Poisson sampler of that rate would draw (normal tail, `FALSE_ALARM`).
+    Too weak: drawn more often than a Poisson sampler of that rate would (normal tail, `FALSE_ALARM`); or, where a
+    canary is drawn often enough to tell, counts that differ less or more than independent draws do (chi-squared,
+    both sides): batches that are shuffled, or always the same, have no amplification by sampling.
     """
     num_steps = sum(mechanism.num_steps for mechanism in mechanisms)
     rate = mechanisms[0].sampling_rate
     drawn: NDArray[np.float64] = np.round(control.appearances[control.is_included])
     trials = max(1, drawn.size * num_steps)
     found = float(drawn.sum()) / trials
-    deviation = math.sqrt(rate * (1 - rate) / trials)
-    return Measured(
+    measured = Measured(
         what="share of steps that a patient is in",
         value=found,
         promised=rate,
-        is_too_weak=_tail(found - rate, deviation) < FALSE_ALARM,
+        is_too_weak=_tail(found - rate, math.sqrt(rate * (1 - rate) / trials)) < FALSE_ALARM,
     )
+    variance = num_steps * rate * (1 - rate)
+    if variance < _LEAST_VARIANCE or drawn.size < 2:  # noqa: PLR2004 - a spread needs two
+        return (measured,)
+    sum_of_squares = float(np.sum((drawn - drawn.mean()) ** 2)) / variance
+    below = _chance_of_less(sum_of_squares, drawn.size - 1)
+    spread = Measured(
+        what="spread of that share over patients, over that of independent draws",
+        value=math.sqrt(sum_of_squares / (drawn.size - 1)),
+        promised=1.0,
+        is_too_weak=min(below, 1 - below) < FALSE_ALARM / 2,
+    )
+    return (measured, spread)
 
 
 def _one_step(

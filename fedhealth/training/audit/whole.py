@@ -69,6 +69,8 @@ class AuditSize:
     num_rebuilt: int = 4
 
 
+_LEAST_DRAWS: Final = 12
+"""Expected: one canary in 160,000 is then never drawn."""
 QUICK: Final = AuditSize(num_canaries=150, max_steps=60, num_models=16, num_rebuilt=2)
 
 
@@ -178,7 +180,7 @@ def _audit_steps(
     own = _own_setting(plan, audited)
     work.say("gradient canaries without noise (positive control)")
     found = attack_without_noise(bench, own, work.size.num_canaries)
-    measured.append(measure_sampling(found, own))
+    measured += measure_sampling(found, own)
     control = _row("gradient canaries, no noise", own, found.guesses, AUDIT_DELTA, noise=0.0)
     rows = []
     for title, mechanisms, delta in (
@@ -289,14 +291,19 @@ def _first_steps(mechanisms: list[PatientMechanism], limit: int) -> list[Patient
 
 
 def _own_setting(plan: SitePlan, audited: list[PatientMechanism]) -> list[PatientMechanism]:
-    """The audited rounds with the noise at which they cost `AUDIT_EPSILON`."""
+    """The audited rounds with the noise at which they cost `AUDIT_EPSILON`.
+
+    Where the study samples rarely, this check samples more often: a canary that is never drawn is one that nobody
+    can find, with noise or without.
+    """
     num_steps = sum(mechanism.num_steps for mechanism in audited)
+    rate = min(1.0, max(plan.sampling_rate, _LEAST_DRAWS / num_steps))
     noise = least_noise(
-        lambda noise: (_event(plan.sampling_rate, noise, num_steps),),
+        lambda noise: (_event(rate, noise, num_steps),),
         target_epsilon=AUDIT_EPSILON,
         delta=AUDIT_DELTA,
     )
-    return [replace(mechanism, noise_multiplier=noise) for mechanism in audited]
+    return [replace(m, noise_multiplier=noise, sampling_rate=rate) for m in audited]
 
 
 def _row(
