@@ -24,3 +24,21 @@ def clip_factors(squared_norms: Tensor, *, clipping_norm: float) -> Tensor:
     norms = squared_norms.sqrt().clamp(min=_SMALLEST_NORM)
     factors = (clipping_norm * (1 - ROUNDING_MARGIN) / norms).clamp(max=1.0)
     return torch.where(torch.isfinite(squared_norms), factors, 0.0)
+
+
+CANCELLATION = 1e-3
+"""See `against_cancellation`; float32 rounding of 1e-7 then stays below 1e-4 of the clipping norm."""
+
+
+def against_cancellation(squared_norms: Tensor, magnitudes: Tensor) -> Tensor:
+    """Squared norms, raised where a gradient is a small rest of large terms that cancel.
+
+    Where a row's gradient is never made, its norm comes from a formula, and the sum from another one whose float32
+    rounding is relative to the terms, not to their sum. A patient whose terms cancel a thousandfold is therefore
+    clipped as if a thousandth of them were left.
+
+    Args:
+        squared_norms: (R,) float64.
+        magnitudes: (R,) float64, sum of the norms of a gradient's terms.
+    """
+    return torch.maximum(squared_norms, (CANCELLATION * magnitudes).square())

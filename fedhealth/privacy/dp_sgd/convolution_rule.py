@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedhealth.privacy.dp_sgd.clip_factor import against_cancellation
+
 Gradients = dict[str, Tensor]
 
 _MAX_GRAM_POSITIONS = 8
@@ -51,16 +53,20 @@ class ConvolutionRule:
             found["bias"] = output_gradients.flatten(2).sum(2)
         return found
 
+    def one_at_a_time(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> bool:  # noqa: ARG002
+        """Where rows' gradients would not fit, and there are too many positions for Gram matrices."""
+        return output_gradients.shape[2:].numel() > _MAX_GRAM_POSITIONS
+
     def squared_norms(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Tensor:
-        """(R,) float64, from Gram matrices of patches where there are few positions, else row by row."""
+        """(R,) float64, from Gram matrices of patches: for few positions."""
         conv = cast("_Convolution", layer)
         total = torch.zeros(inputs.shape[0], dtype=torch.float64, device=inputs.device)
         if conv.weight.requires_grad:
-            few = output_gradients.shape[2:].numel() <= _MAX_GRAM_POSITIONS
-            way = _gram_norms if few else _norms_alone
-            total += way(conv, inputs, output_gradients)
+            total += _gram_norms(conv, inputs, output_gradients)
         if conv.bias is not None and conv.bias.requires_grad:
-            total += _squares(output_gradients.flatten(2).sum(2))
+            g_ROT = output_gradients.flatten(2)  # noqa: N806
+            magnitudes = torch.linalg.vector_norm(g_ROT, dim=1, dtype=torch.float64).sum(1)
+            total += against_cancellation(_squares(g_ROT.sum(2)), magnitudes)
         return total
 
     def gradients(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Gradients:
@@ -124,15 +130,6 @@ def _rows_alone(conv: _Convolution, inputs: Tensor, output_gradients: Tensor) ->
     )
 
 
-def _norms_alone(conv: _Convolution, inputs: Tensor, output_gradients: Tensor) -> Tensor:
-    """As `_rows_alone`, without keeping them."""
-    norms = [
-        _squares(_weight_gradient(conv, inputs[r : r + 1], output_gradients[r : r + 1])[None])
-        for r in range(inputs.shape[0])
-    ]
-    return torch.cat(norms)
-
-
 def _gram_norms(conv: _Convolution, inputs: Tensor, output_gradients: Tensor) -> Tensor:
     """Sum of (patches patches^T) * (g g^T), in float64: positions may cancel."""
     num_rows, groups = inputs.shape[0], conv.groups
@@ -141,7 +138,8 @@ def _gram_norms(conv: _Convolution, inputs: Tensor, output_gradients: Tensor) ->
         output_gradients.reshape(num_rows, groups, conv.out_channels // groups, -1).mT.double()
     )
     products = (patches_RGTK @ patches_RGTK.mT) * (g_RGTO @ g_RGTO.mT)
-    return products.sum((1, 2, 3)).clamp(min=0)
+    magnitudes = (patches_RGTK.norm(dim=3) * g_RGTO.norm(dim=3)).sum((1, 2))
+    return against_cancellation(products.sum((1, 2, 3)).clamp(min=0), magnitudes)
 
 
 def _patches(conv: _Convolution, inputs: Tensor) -> Tensor:

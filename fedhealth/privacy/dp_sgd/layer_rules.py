@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedhealth.privacy.dp_sgd.clip_factor import against_cancellation
 from fedhealth.privacy.dp_sgd.convolution_rule import ConvolutionRule
 
 Gradients = dict[str, Tensor]
@@ -31,6 +32,10 @@ class LayerRule(Protocol):
         self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor
     ) -> Gradients | None:
         """(R, *shape) each, where that is the cheap way; else None, and the other two are asked."""
+        ...
+
+    def one_at_a_time(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> bool:
+        """Where `row_gradients` gave None: whether `squared_norms` is no way either, and each row is made twice."""
         ...
 
     def squared_norms(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Tensor:
@@ -65,6 +70,10 @@ class LinearRule:
         found = {"weight": torch.bmm(g_RTO.mT, x_RTI), "bias": g_RTO.sum(1)}
         return {name: found[name] for name in trainable(layer)}
 
+    def one_at_a_time(self, *_: object) -> bool:
+        """Never needed."""
+        return False
+
     def squared_norms(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Tensor:
         """|g|^2 |x|^2 for one position; sum of (x x^T) * (g g^T) for several ("ghost norm")."""
         names = trainable(layer)
@@ -75,11 +84,12 @@ class LinearRule:
         elif "weight" in names:
             # float64: positions may cancel, and a norm that comes out too small lets a patient count too much.
             x_RTI, g_RTO = x_RTI.double(), g_RTO.double()  # noqa: N806
-            total += (
-                (torch.bmm(x_RTI, x_RTI.mT) * torch.bmm(g_RTO, g_RTO.mT)).sum((1, 2)).clamp(min=0)
-            )
+            products = torch.bmm(x_RTI, x_RTI.mT) * torch.bmm(g_RTO, g_RTO.mT)
+            magnitudes = (x_RTI.norm(dim=2) * g_RTO.norm(dim=2)).sum(1)
+            total += against_cancellation(products.sum((1, 2)).clamp(min=0), magnitudes)
         if "bias" in names:
-            total += _squares(g_RTO.sum(1))
+            magnitudes = torch.linalg.vector_norm(g_RTO, dim=2, dtype=torch.float64).sum(1)
+            total += against_cancellation(_squares(g_RTO.sum(1)), magnitudes)
         return total
 
     def gradients(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Gradients:
@@ -104,6 +114,10 @@ class _SmallRule:
         self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor
     ) -> Gradients | None:
         raise NotImplementedError
+
+    def one_at_a_time(self, *_: object) -> bool:
+        """Never needed."""
+        return False
 
     def squared_norms(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Tensor:
         rows = self._rows(layer, inputs, output_gradients).values()
@@ -174,12 +188,17 @@ class EmbeddingRule:
         """Never: a row's gradient is as large as the table."""
         return None
 
+    def one_at_a_time(self, *_: object) -> bool:
+        """Never needed."""
+        return False
+
     def squared_norms(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Tensor:
         """Sum over pairs of positions with the same index of their gradients' product."""
         x_RT, g_RTE = self._parts(layer, inputs, output_gradients)  # noqa: N806
         same_RTT = x_RT[:, :, None] == x_RT[:, None, :]  # noqa: N806
         g_RTE = g_RTE.double()  # noqa: N806 - positions may cancel, as in LinearRule
-        return (torch.bmm(g_RTE, g_RTE.mT) * same_RTT).sum((1, 2)).clamp(min=0)
+        squares = (torch.bmm(g_RTE, g_RTE.mT) * same_RTT).sum((1, 2)).clamp(min=0)
+        return against_cancellation(squares, g_RTE.norm(dim=2).sum(1))
 
     def gradients(self, layer: nn.Module, inputs: Tensor, output_gradients: Tensor) -> Gradients:
         """A table of zeros with the gradients added at their indices."""

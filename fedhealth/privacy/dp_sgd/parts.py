@@ -96,28 +96,42 @@ class LayerPart:
     def add_squared_norms(self, squared: Tensor) -> None:
         """By the rule; patient by patient where one has several rows."""
         rows = self._patients.of_rows
-        if self._patients.are_distinct:
+        if not self._one_at_a_time:
             norms = self._rule.squared_norms(self._layer, self._inputs, self._gradients)
             squared.index_add_(0, rows, norms)
             return
         for patient in torch.unique(rows).tolist():
-            own = (rows == patient).nonzero().squeeze(1)
-            found = self._rule.gradients(self._layer, self._inputs[own], self._gradients[own])
-            for gradient in found.values():
+            for gradient in self._of(patient).values():
                 squared[patient] += _squares(gradient.reshape(1, -1))[0]
 
     def add_weighted(
         self, sums: Mapping[str, Tensor], factors: Tensor, kept: Tensor | None
     ) -> None:
-        """One weight gradient from output gradients that are scaled."""
+        """One weight gradient from output gradients that are scaled; else as the norms, patient by patient."""
         rows, inputs, gradients = self._patients.of_rows, self._inputs, self._gradients
         if kept is not None:
             chosen = kept[rows]
             rows, inputs, gradients = rows[chosen], inputs[chosen], gradients[chosen]
+        if self._one_at_a_time:
+            # The very gradient that was measured: the terms of several records may cancel.
+            for patient in torch.unique(rows).tolist():
+                for name, gradient in self._of(patient).items():
+                    sums[self._names[name]].add_(gradient * factors[patient])
+            return
         weights = factors[rows].to(gradients.dtype).view(-1, *([1] * (gradients.dim() - 1)))
         found = self._rule.gradients(self._layer, inputs, gradients * weights)
         for name, gradient in found.items():
             sums[self._names[name]].add_(gradient)
+
+    @property
+    def _one_at_a_time(self) -> bool:
+        return not self._patients.are_distinct or self._rule.one_at_a_time(
+            self._layer, self._inputs, self._gradients
+        )
+
+    def _of(self, patient: int) -> dict[str, Tensor]:
+        own = (self._patients.of_rows == patient).nonzero().squeeze(1)
+        return self._rule.gradients(self._layer, self._inputs[own], self._gradients[own])
 
 
 def layer_part(

@@ -19,6 +19,7 @@ from fedhealth.models.classification import BinaryClassification
 from fedhealth.models.example_batch import random_batch, without
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.models.patient_rows import row_copies, rows_of_patients
+from fedhealth.privacy.dp_sgd import convolution_rule
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.dp_sgd.patient_loop import patient_gradients
 from fedhealth.testing.model_contract import example_contract
@@ -130,6 +131,19 @@ def test_the_multimodal_model_with_missing_modalities_agrees_with_autograd(
         rtol=0,
         atol=TOLERANCE * scale,
     )
+
+
+@pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
+@pytest.mark.parametrize("gram", [0, 10_000])
+def test_rows_whose_gradients_would_not_fit_are_made_twice_and_are_right(
+    owners: Tensor, gram: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution_rule, "_MAX_ROW_ELEMENTS", 0)
+    monkeypatch.setattr(convolution_rule, "_MAX_GRAM_POSITIONS", gram)
+    model, batch = _multimodal(), _batch()
+    found = _sum(model, batch, owners, clipping_norm=0.01)
+    expected = _clipped(_each(model, batch, owners), 0.01)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * 0.01)
 
 
 def test_the_multimodal_model_agrees_with_opacus() -> None:
