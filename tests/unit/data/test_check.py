@@ -9,6 +9,7 @@ from fedhealth.contracts.cohort import Cohort, Patient
 from fedhealth.contracts.data import DataContract, SplitName
 from fedhealth.data.check import check_cohort
 from fedhealth.data.reader import read_folder_cohort
+from fedhealth.data.split import split_patients
 from fedhealth.errors import SiteDataError
 from fedhealth.testing.example_data import write_example_folder
 
@@ -95,6 +96,25 @@ def test_a_patient_twice_is_refused_without_the_id(contract: DataContract) -> No
     with pytest.raises(SiteDataError, match="FH-DATA-010") as caught:
         check_cohort(cohort(contract, patient(0), patient(0)))
     assert "DOE" not in str(caught.value)
+
+
+def test_records_of_one_patient_count_once_and_share_a_side(contract: DataContract) -> None:
+    several = replace(contract, records_per_patient=2)
+    records = [patient(index) for index in range(40) for _ in range(2)]
+    summary = check_cohort(cohort(several, *records))
+    assert summary.num_patients == 40
+    assert sum(side.num_patients for side in summary.sides.values()) == 40
+    assert sum(sum(side.per_label.values()) for side in summary.sides.values()) == 40
+    sides = split_patients(cohort(several, *records))
+    ids = [{p.patient_id for p in patients} for patients in sides.values()]
+    assert sum(len(side) for side in ids) == 40
+
+
+def test_more_records_than_the_contract_allows_are_refused(contract: DataContract) -> None:
+    several = replace(contract, records_per_patient=2)
+    check_cohort(cohort(several, patient(0), patient(0)))
+    with pytest.raises(SiteDataError, match="FH-DATA-010"):
+        check_cohort(cohort(several, patient(0), patient(0), patient(0)))
 
 
 def test_the_check_finds_a_truncated_volume_that_reading_alone_does_not(

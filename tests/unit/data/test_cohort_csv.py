@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_a_broken_table_is_refused_with_its_code(
     folder: Path, contract: DataContract, code: str, text: str | bytes
 ) -> None:
     assert refused(folder, contract, text).code == code
+
+
+def test_a_contract_may_allow_several_rows_of_a_patient(
+    folder: Path, contract: DataContract
+) -> None:
+    several = replace(contract, records_per_patient=2)
+    rows = "p1,0,61,3,2\np2,0,61,3,2\np1,1,62,3,2\n"
+    assert read(folder, several, HEADER + rows).patient_ids == ("p1", "p2", "p1")
+    assert refused(folder, several, HEADER + rows + "p1,0,63,3,2\n").code == "FH-DATA-010"
 
 
 def test_no_file_is_refused_without_its_path(folder: Path, contract: DataContract) -> None:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 
 from fedhealth.config.study import Study
 from fedhealth.contracts.cohort import Cohort
-from fedhealth.contracts.local_training import RoundTask, SiteContext
+from fedhealth.contracts.local_training import PatientMechanism, RoundTask, SiteContext
 from fedhealth.contracts.tensors import TensorSpec
-from fedhealth.errors import CancelledTrainingError, ConfigError
+from fedhealth.errors import CancelledTrainingError, ConfigError, PrivacyError
 from fedhealth.training.add_one import AddOne
 
 
@@ -73,6 +74,22 @@ def test_training_adds_one_to_every_element_and_loads_no_patient(tmp_path: Path)
     assert session.evaluate(vector) == {}
     np.testing.assert_array_equal(spec.flatten(update.tensors), vector + 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_it_refuses_to_pretend_patient_privacy(tmp_path: Path) -> None:
+    study = _study()
+    spec = TensorSpec.of(AddOne().initial_tensors(study, study.runs[0]))
+    session = AddOne().open_session(study, study.runs[0], spec, _site(tmp_path))
+    mechanism = PatientMechanism(
+        sampling_rate=0.1,
+        noise_multiplier=1.0,
+        clipping_norm=1.0,
+        expected_batch_size=4.0,
+        num_steps=1,
+    )
+    with pytest.raises(PrivacyError, match="FH-PRIVACY-055"):
+        session.train(np.zeros(1000, dtype=np.float32), replace(_task(), mechanism=mechanism))
+    assert session.patient_metrics(np.zeros(1000, dtype=np.float32)) == {}
 
 
 def test_a_delayed_training_stops_when_it_is_cancelled(tmp_path: Path) -> None:
