@@ -13,50 +13,58 @@ _VERDICTS = {
 
 
 def say_audit(result: dict[str, Any]) -> None:
-    """Claim, measurements, three attacks, verdict."""
-    say(f"Site {result['site_id']}, study {result['study_id']}")
-    _say_claim(result)
-    if result["measured"]:
-        _say_measured(result["measured"])
-    _say_canaries(result)
-    _say_membership(result["membership"])
-    _say_rebuilt(result["rebuilt"])
-    for note in result["notes"]:
-        say(f"note: {note}")
-    say(_VERDICTS[result["verdict"]])
-    for bug in result["bugs"]:
-        say(f"  {bug}")
-    say(result["disclaimer"])
+    """Claim, measurements, three attacks, verdict, and where the result lies."""
+    for line in audit_lines(result):
+        say(line)
     say(f"Nothing left this site, so nothing is charged to the ledger. Result: {result['path']}")
 
 
-def _say_claim(result: dict[str, Any]) -> None:
+def audit_lines(result: dict[str, Any]) -> list[str]:
+    """The text of an audit, without its file."""
+    measured = [_measured(result["measured"])] if result["measured"] else []
+    return [
+        f"Site {result['site_id']}, study {result['study_id']}",
+        *_claim(result),
+        *measured,
+        _canaries(result),
+        _membership(result["membership"]),
+        _rebuilt(result["rebuilt"]),
+        *(f"note: {note}" for note in result["notes"]),
+        _VERDICTS[result["verdict"]],
+        *(f"  {bug}" for bug in result["bugs"]),
+        result["disclaimer"],
+    ]
+
+
+def _claim(result: dict[str, Any]) -> list[str]:
     claim = result["claim"]
     if claim is None:
-        say("Claim: none. The study has no privacy section.")
-        return
-    say(
+        return ["Claim: none. The study has no privacy section."]
+    promised = (
         f"Claim: epsilon {claim['epsilon']:.3f} at delta {claim['delta']:.2g} for each {claim['unit']} over the whole "
         f"study (add or remove one; {claim['accountant']} {claim['accountant_version']})."
     )
-    say(
+    attacked = (
         f"Attacked: {result['num_steps_audited']} of {result['num_steps_planned']} steps, on "
         f"{result['num_training_patients']} training patients."
     )
+    return [promised, attacked]
 
 
-def _say_measured(measured: list[dict[str, Any]]) -> None:
+def _measured(measured: list[dict[str, Any]]) -> str:
     """The tensor with the least noise stands for all; the file has each."""
     noise = [m for m in measured if m["what"].startswith("noise")]
     shown = [m for m in measured if m not in noise]
     if noise:
         least = min(noise, key=lambda m: m["value"] / m["promised"])
         shown.insert(0, {**least, "what": f"least {least['what']} (of {len(noise)})"})
-    rows = [[m["what"], m["value"], m["promised"], _yes(not m["is_too_weak"])] for m in shown]
-    say(table(["measured on the steps themselves", "found", "promised", "kept"], rows))
+    rows = [
+        [m["what"], m["value"], m["promised"], "NO" if m["is_too_weak"] else "yes"] for m in shown
+    ]
+    return table(["measured on the steps themselves", "found", "promised", "kept"], rows)
 
 
-def _say_canaries(result: dict[str, Any]) -> None:
+def _canaries(result: dict[str, Any]) -> str:
     rows = [
         [
             row["attack"],
@@ -70,10 +78,10 @@ def _say_canaries(result: dict[str, Any]) -> None:
         if row is not None
     ]
     headers = ["1. was a canary in? (95 %)", "right", "epsilon >=", "claimed", "ceiling", "delta"]
-    say(table(headers, rows))
+    return table(headers, rows)
 
 
-def _say_membership(membership: list[dict[str, Any]]) -> None:
+def _membership(membership: list[dict[str, Any]]) -> str:
     rows = [
         [
             row["training"],
@@ -91,10 +99,10 @@ def _say_membership(membership: list[dict[str, Any]]) -> None:
         "models",
         "patients",
     ]
-    say(table(headers, rows))
+    return table(headers, rows)
 
 
-def _say_rebuilt(rebuilt: list[dict[str, Any]]) -> None:
+def _rebuilt(rebuilt: list[dict[str, Any]]) -> str:
     rows = [
         [
             f"{row['result']['modality']}, {row['result']['model']}",
@@ -106,12 +114,8 @@ def _say_rebuilt(rebuilt: list[dict[str, Any]]) -> None:
         for row in rebuilt
     ]
     headers = ["3. made-up patient from a gradient", "privacy", "correlation", "by chance", "SSIM"]
-    say(table(headers, rows))
+    return table(headers, rows)
 
 
 def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
-
-
-def _yes(value: object) -> str:
-    return "yes" if value else "NO"

@@ -74,9 +74,8 @@ def audit_site(
         "site_id": config.site_id,
         "study_id": study.id,
         "size": {"name": size_name, **asdict(size)},
-        "claim": None if plan is None else _claim(plan),
+        "claim": None if plan is None else claim_of(plan),
         **as_json(findings),
-        "disclaimer": DISCLAIMER,
         "seconds": round(time.monotonic() - started, 1),
     }
     path = folder.results / RESULT_FILE
@@ -88,6 +87,7 @@ def as_json(findings: "AuditFindings") -> dict[str, Any]:
     """The findings as JSON, with the verdict: `bug`, `blind`, `no_bug_found` or `no_privacy`."""
     return {
         **asdict(findings),
+        "disclaimer": DISCLAIMER,
         "bugs": list(findings.bugs),
         "notes": list(findings.notes),
         "verdict": verdict(findings),
@@ -150,7 +150,7 @@ def _context(home: SiteHome, config: SiteConfig, study: Study, state: Path) -> S
     )
 
 
-def _claim(plan: SitePlan) -> dict[str, Any]:
+def claim_of(plan: SitePlan) -> dict[str, Any]:
     """What the study promises each patient of this site, over all its runs."""
     spend = compose(plan.planned_events(), delta=plan.delta)
     return {

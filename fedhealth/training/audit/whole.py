@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 
 from fedhealth.contracts.cohort import Patient
 from fedhealth.contracts.data import SplitName
@@ -41,7 +42,6 @@ from fedhealth.training.audit.inversion import (
 from fedhealth.training.audit.patient_canaries import attack_losses
 from fedhealth.training.audit.shadow_heads import ShadowPlan, attack_members, learning_by_heart
 from fedhealth.training.audit.step_meters import (
-    Measured,
     measure_clipping,
     measure_noise,
     measure_sampling,
@@ -120,31 +120,27 @@ def audit(
             training diverged.
         ConfigError, PrivacyError, SiteDataError, TrainingError: as the product's training.
     """
-    check_size(size)
-    cohort = subject.site.load_cohort()
-    patients = split_patients(cohort)[SplitName.TRAIN]
-    site = replace(subject.site, load_cohort=lambda: cohort)
-    work = _Work(
-        subject=replace(subject, site=site), size=size, patients=patients, rng=rng, say=say
-    )
+    work = _begin(subject, size, rng, say)
     mechanisms = _study_mechanisms(subject)
     audited = _first_steps(mechanisms, size.max_steps)
-    measured: tuple[Measured, ...] = ()
-    rows: list[CanaryRow] = []
-    control = None
-    if subject.plan is not None:
-        measured, rows, control = _audit_steps(work, subject.plan, audited)
-    rows += _from_outside(work, audited)
-    return AuditFindings(
-        measured=measured,
-        canaries=tuple(rows),
-        control=control,
+    found = _audit_steps(work, mechanisms)
+    return replace(
+        found,
+        canaries=(*found.canaries, *_from_outside(work, audited)),
         membership=_membership(work, audited),
         rebuilt=_rebuild(work, mechanisms[0] if mechanisms else None),
-        num_training_patients=len({patient.patient_id for patient in patients}),
-        num_steps_audited=sum(mechanism.num_steps for mechanism in audited),
-        num_steps_planned=sum(mechanism.num_steps for mechanism in mechanisms),
     )
+
+
+def audit_steps(
+    subject: Subject,
+    size: AuditSize,
+    *,
+    rng: np.random.Generator,
+    say: Callable[[str], None],
+) -> AuditFindings:
+    """Only what looks for bugs in the private steps: measurements and gradient canaries. Raises as `audit`."""
+    return _audit_steps(_begin(subject, size, rng, say), _study_mechanisms(subject))
 
 
 def check_size(size: AuditSize) -> None:
@@ -163,10 +159,35 @@ def check_size(size: AuditSize) -> None:
         )
 
 
-def _audit_steps(
-    work: _Work, plan: SitePlan, audited: list[PatientMechanism]
-) -> tuple[tuple[Measured, ...], list[CanaryRow], CanaryRow]:
+def _begin(
+    subject: Subject, size: AuditSize, rng: np.random.Generator, say: Callable[[str], None]
+) -> _Work:
+    check_size(size)
+    torch.set_num_threads(subject.site.num_threads)
+    cohort = subject.site.load_cohort()
+    patients = split_patients(cohort)[SplitName.TRAIN]
+    site = replace(subject.site, load_cohort=lambda: cohort)
+    return _Work(
+        subject=replace(subject, site=site), size=size, patients=patients, rng=rng, say=say
+    )
+
+
+def _audit_steps(work: _Work, mechanisms: list[PatientMechanism]) -> AuditFindings:
     """Measurements, gradient canaries at the study's noise and at the check's own, and the control."""
+    audited = _first_steps(mechanisms, work.size.max_steps)
+    findings = AuditFindings(
+        measured=(),
+        canaries=(),
+        control=None,
+        membership=(),
+        rebuilt=(),
+        num_training_patients=len({patient.patient_id for patient in work.patients}),
+        num_steps_audited=sum(mechanism.num_steps for mechanism in audited),
+        num_steps_planned=sum(mechanism.num_steps for mechanism in mechanisms),
+    )
+    plan = work.subject.plan
+    if plan is None:
+        return findings
     bench = Bench(
         study=bench_study(work.subject.study),
         run=work.subject.run,
@@ -176,12 +197,25 @@ def _audit_steps(
         steps=work.subject.steps,
     )
     work.say("measuring noise and clipping of a step")
-    measured = [*measure_noise(bench, audited[0]), measure_clipping(bench, audited[0])]
+    measured = (*measure_noise(bench, audited[0]), measure_clipping(bench, audited[0]))
     own = _own_setting(plan, audited)
     work.say("gradient canaries without noise (positive control)")
-    found = attack_without_noise(bench, own, work.size.num_canaries)
-    measured += measure_sampling(found, own)
-    control = _row("gradient canaries, no noise", own, found.guesses, AUDIT_DELTA, noise=0.0)
+    control = attack_without_noise(bench, own, work.size.num_canaries)
+    return replace(
+        findings,
+        measured=(*measured, *measure_sampling(control, own)),
+        canaries=_gradient_rows(work, bench, own, audited, plan),
+        control=_row("gradient canaries, no noise", own, control.guesses, AUDIT_DELTA, noise=0.0),
+    )
+
+
+def _gradient_rows(
+    work: _Work,
+    bench: Bench,
+    own: list[PatientMechanism],
+    audited: list[PatientMechanism],
+    plan: SitePlan,
+) -> tuple[CanaryRow, ...]:
     rows = []
     for title, mechanisms, delta in (
         ("gradient canaries, noise for this check", own, AUDIT_DELTA),
@@ -190,7 +224,7 @@ def _audit_steps(
         work.say(title)
         guesses = attack_gradients(bench, mechanisms, work.size.num_canaries).guesses
         rows.append(_row(title, mechanisms, guesses, delta))
-    return tuple(measured), rows, control
+    return tuple(rows)
 
 
 def _from_outside(work: _Work, audited: list[PatientMechanism]) -> list[CanaryRow]:

@@ -20,6 +20,9 @@ SMALL = AuditSize(num_canaries=100, max_steps=10, num_models=8, num_rebuilt=1)
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("fedhealth.training.audit.whole.QUICK", SMALL)
+    # How well the attacks do is tested elsewhere; here they only have to run.
+    monkeypatch.setattr("fedhealth.training.audit.shadow_heads._HEART_EPOCHS", 2)
+    monkeypatch.setattr("fedhealth.training.audit.inversion._ITERATIONS", 5)
     (tmp_path / "site.yaml").write_text((CONFIGS / "site-switzerland.yaml").read_text())
     write_study(tmp_path, {"target_epsilon": 8})
     return tmp_path
