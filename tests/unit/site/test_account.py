@@ -298,6 +298,28 @@ def test_a_damaged_sealing_key_is_an_error_and_not_a_new_key(hospital: Hospital)
         hospital.restart()
 
 
+def test_two_homes_on_the_same_data_share_one_ledger(new_consortium: Any, tmp_path: Path) -> None:
+    """Two studies, one data set: what the first spent counts in the second, whatever order they come in."""
+    shared = tmp_path / "shared-ledger"
+    hospitals = []
+    for study_id in ("first", "second"):
+        content = private_content() | {"id": study_id}
+        hospital = Hospital(new_consortium("site-1", "site-2", name=study_id, content=content))
+        hospital.set_policy(f"{{ledger_dir: {shared}}}")
+        hospital.restart()
+        hospitals.append(hospital)
+    first, second = hospitals
+    first.round()
+    second.round()
+    first.round(round_number=2)
+    assert first.ledger == second.ledger
+    plan = plan_site(first.pinned.study, 10)
+    assert plan is not None
+    thrice = compose([plan.train_event("main")] * 3, delta=plan.delta).epsilon
+    spent = compose(read_ledger(second.ledger).events(), delta=plan.delta).epsilon
+    assert spent == pytest.approx(thrice)
+
+
 def test_the_clipping_norm_of_a_strategy_bounds_the_whole_update(open_hospital: Hospital) -> None:
     answer = open_hospital.round(strategy_config={"clipping_norm": 0.25})
     moved = np.frombuffer(answer.outbound.payload, dtype="<f4").astype(np.float64)
