@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 import fedhealth
 from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import GateRefusedError
 from fedhealth.gate import outbound as outbound_module
 from fedhealth.gate.gate import (
     ReleaseTerms,
+    UpdateClip,
     refusal_code,
+    release_again,
     release_code,
     release_keys,
     release_metrics,
@@ -218,3 +221,99 @@ def test_only_the_door_sends_what_the_gate_made() -> None:
         if "send_frame" in calls_and_names(path)[0]
     ]
     assert sorted(senders) == ["flower/client_app.py", "site/door.py"]
+
+
+MECHANISM = PatientMechanism(
+    sampling_rate=0.1,
+    noise_multiplier=2.0,
+    clipping_norm=1.0,
+    expected_batch_size=16.0,
+    num_steps=5,
+)
+
+
+def private_terms(**changes: Any) -> ReleaseTerms:
+    wanted: dict[str, Any] = {"metrics": ("accuracy",), "mechanism": MECHANISM}
+    return dataclasses.replace(TERMS, **(wanted | changes))
+
+
+@pytest.mark.parametrize(
+    ("carried_out", "generator"),
+    [
+        (None, None),
+        (dataclasses.replace(MECHANISM, noise_multiplier=1.9), "chacha20"),
+        (dataclasses.replace(MECHANISM, num_steps=6), "chacha20"),
+        (MECHANISM, None),
+        (MECHANISM, "seeded_for_tests"),
+    ],
+)
+def test_an_update_that_was_not_made_by_the_reserved_mechanism_is_refused(
+    carried_out: Any, generator: Any
+) -> None:
+    with pytest.raises(GateRefusedError, match="FH-GATE-007"):
+        release_update(
+            TENSORS,
+            train_metrics={},
+            evaluate_metrics={},
+            terms=private_terms(),
+            carried_out=carried_out,
+            generator=generator,
+        )
+
+
+def test_an_update_of_the_reserved_mechanism_leaves() -> None:
+    released = release_update(
+        TENSORS,
+        train_metrics={},
+        evaluate_metrics={"accuracy": 0.5},
+        terms=private_terms(),
+        carried_out=MECHANISM,
+        generator="chacha20",
+    )
+    assert released.num_elements == 10
+
+
+def test_a_mechanism_that_nobody_reserved_is_refused_too() -> None:
+    with pytest.raises(GateRefusedError, match="FH-GATE-007"):
+        release_update(
+            TENSORS,
+            train_metrics={},
+            evaluate_metrics={},
+            terms=TERMS,
+            carried_out=MECHANISM,
+            generator="chacha20",
+        )
+
+
+def test_a_metric_that_the_ledger_was_not_charged_for_is_refused() -> None:
+    with pytest.raises(GateRefusedError, match="FH-GATE-006"):
+        release_metrics({"brier": 0.2}, terms=private_terms())
+    assert release_metrics({"accuracy": 0.5}, terms=private_terms()).evaluate_metrics
+
+
+def test_the_whole_update_is_clipped_where_the_strategy_asks_for_it() -> None:
+    origin = np.zeros(10, dtype=np.float32)
+    released = release_update(
+        TENSORS,
+        train_metrics={},
+        evaluate_metrics={},
+        terms=dataclasses.replace(TERMS, clip=UpdateClip(origin=origin, norm=0.5)),
+    )
+    moved = np.frombuffer(released.payload, dtype="<f4").astype(np.float64)
+    assert float(np.linalg.norm(moved)) <= 0.5
+    whole = np.concatenate([tensor.ravel() for tensor in TENSORS.values()]).astype(np.float64)
+    np.testing.assert_allclose(moved, whole * 0.5 / np.linalg.norm(whole), rtol=1e-6)
+
+
+def test_a_sealed_answer_leaves_again_as_the_same_bytes_or_not_at_all() -> None:
+    first = release(evaluate={"auc": 0.7})
+    payload = bytes(first.payload)
+    again = release_again(payload, first.digest, {}, {"auc": 0.7})
+    assert isinstance(again, OutboundUpdate)
+    assert (bytes(again.payload), again.num_elements) == (payload, first.num_elements)
+    for damaged in (payload[:-1], payload + b"\0", b"", payload[::-1]):
+        with pytest.raises(GateRefusedError, match="FH-GATE-008"):
+            release_again(damaged, first.digest, {}, {})
+    assert isinstance(release_again(b"", None, {}, {"auc": 0.7}), OutboundMetrics)
+    with pytest.raises(GateRefusedError, match="FH-GATE-008"):
+        release_again(b"patient", None, {}, {})
