@@ -57,6 +57,7 @@ class Steps:
         *,
         gradients: ClippedGradients | None = None,
     ) -> None:
+        """As `run_private_steps`."""
         wrong = replace(
             mechanism,
             # Noise is in units of the clipping norm: without clipping it stays what it was.

@@ -174,12 +174,17 @@ def take_steps(
     dataset: PatientDataset,
     mechanisms: Iterable[PatientMechanism],
     randomness: Randomness,
+    *,
+    like: PatientDataset | None = None,
 ) -> None:
-    """The product's private steps, one call a mechanism, as a session takes them round by round."""
+    """The product's private steps, one call a mechanism, as a session takes them round by round.
+
+    `like` shows what patients look like where `dataset` holds none.
+    """
     plan = StepPlan(
         config=bench.study.training, seed=0, proximal_mu=0.0, is_cancelled=lambda: False
     )
-    gradients = clipped_gradients(learner, dataset)
+    gradients = clipped_gradients(learner, dataset if like is None else like)
     try:
         for mechanism in mechanisms:
             bench.steps(learner, dataset, plan, mechanism, randomness, gradients=gradients)

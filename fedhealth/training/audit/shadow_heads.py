@@ -126,9 +126,9 @@ def attack_members(plan: ShadowPlan) -> MembershipResult:
     learner = Learner(plan.study, run, device=plan.device)
     first_head, embeddings = embed(learner, plan.patients)
     ids = [patient.patient_id for patient in plan.patients]
-    names = list(dict.fromkeys(ids))
-    owner_R = np.array([names.index(name) for name in ids])  # noqa: N806
-    is_member = paired_memberships(plan.num_models, len(names), plan.rng)
+    place = {name: number for number, name in enumerate(dict.fromkeys(ids))}
+    owner_R = np.array([place[name] for name in ids])  # noqa: N806
+    is_member = paired_memberships(plan.num_models, len(place), plan.rng)
     everybody = EmbeddedPatients(plan.patients, learner, embeddings)
     confidence = np.empty(is_member.shape)
     for number, members in enumerate(is_member):

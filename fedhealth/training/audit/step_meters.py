@@ -29,6 +29,7 @@ from fedhealth.training.audit.bench import (
     take_steps,
 )
 from fedhealth.training.audit.gradient_canaries import CanaryResult
+from fedhealth.training.audit.made_up_patients import made_up_patients
 from fedhealth.training.audit.no_noise import NoNoise
 from fedhealth.training.learner import Learner
 
@@ -77,7 +78,8 @@ def measure_noise(bench: Bench, mechanism: PatientMechanism) -> tuple[Measured, 
             for name, parameter in parameters.items():
                 squares[name] += float(parameter.detach().double().square().sum())
 
-    take_steps(bench, learner, nobody, steps_from_zero(), Randomness.from_os())
+    somebody = PatientDataset(made_up_patients(learner.contract, 1, bench.rng), learner.contract)
+    take_steps(bench, learner, nobody, steps_from_zero(), Randomness.from_os(), like=somebody)
     unit = LEARNING_RATE * mechanism.clipping_norm / mechanism.expected_batch_size
     found = []
     for name, parameter in parameters.items():
