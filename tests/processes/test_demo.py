@@ -40,7 +40,6 @@ def check(result: dict[str, Any], out: Path, *, num_sites: int, num_rounds: int)
             "trained alone (tuned, no noise)"
         ] * 2
     for spent in result["privacy"]:
-        # A spare round was planned and not needed, so a little of the eight is left.
         assert 0 < spent["epsilon"] <= spent["limit"] == 8
         assert spent["unit"] == "patient"
     for report in result["reports"]:
