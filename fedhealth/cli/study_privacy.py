@@ -10,6 +10,7 @@ from typing import Final
 
 from fedhealth.cli.noise_hints import Alternative, ModelSize, alternatives, model_sizes
 from fedhealth.cli.output import table
+from fedhealth.cli.site_level_plan import SiteLevelRun, site_level_runs
 from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
@@ -24,7 +25,6 @@ from fedhealth.privacy.policy import check_plan
 EXAMPLE_SIZES: Final = (50, 100, 200, 400, 1000)
 CURVE_POINTS: Final = 20
 """A composition takes about 0.1 s: the spend over rounds is worked out at so many of them, first and last included."""
-SITE_LEVEL_STRATEGIES: Final = ("dp-fedavg", "dp-ftrl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,7 @@ class Forecast:
     unprotected_refusals: tuple[tuple[str, PrivacyError | None], ...]
     alternatives: tuple[Alternative, ...]
     models: tuple[ModelSize, ...]
+    site_level: tuple[SiteLevelRun, ...]
 
 
 def with_target(study: Study, target_epsilon: float | None) -> Study:
@@ -102,6 +103,7 @@ def forecast(
         unprotected_refusals=() if study.privacy else tuple(map(_unprotected, configs)),
         alternatives=alternatives(study, smallest) if smallest else (),
         models=model_sizes(study) if build and study.privacy else (),
+        site_level=site_level_runs(study),
     )
 
 
@@ -167,7 +169,7 @@ def payload(result: Forecast) -> dict[str, object]:
         ],
         "alternatives": [asdict(item) for item in result.alternatives],
         "models": [asdict(item) for item in result.models],
-        "site_level_runs": _site_level_runs(study),
+        "site_level_runs": [run.payload() for run in result.site_level],
     }
 
 
@@ -222,10 +224,6 @@ def noise_per_coordinate(plan: SitePlan) -> float:
     return plan.noise_multiplier * plan.clipping_norm / plan.expected_batch_size
 
 
-def _site_level_runs(study: Study) -> list[str]:
-    return [run.name for run in study.runs if run.strategy.name in SITE_LEVEL_STRATEGIES]
-
-
 def text(result: Forecast) -> Iterator[str]:
     """Lines for people."""
     if result.study.privacy is None:
@@ -237,10 +235,10 @@ def text(result: Forecast) -> Iterator[str]:
             yield f"{name}: {_says(refusal)}"
     else:
         yield from _protected(result)
-    for name in _site_level_runs(result.study):
+    for run in result.site_level:
         yield (
-            f"Run {name} also protects sites (site-level privacy). That guarantee is about another unit, is kept "
-            "apart, and depends on how many sites take part: the run's report states it."
+            f"Run {run.name} ({run.strategy}) protects whole sites, which is another unit and is kept apart. "
+            f"{run.statement.sentence}"
         )
 
 

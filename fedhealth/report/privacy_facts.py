@@ -3,18 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedhealth.config.privacy import Tuning
 from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
+from fedhealth.privacy.accounting.site_level import MIN_SITES_FOR_BADGE
 from fedhealth.report.schema import A, Closed, Count, D, Hex64, P, S, Version
-
-MIN_SITES_FOR_BADGE: Final = 20
-"""Below this many sites no badge is shown: everybody knows who takes part, and delta has to be far below one over
-the number of sites, so that a small epsilon needs more noise than so few updates carry signal."""
 
 Accountant = Literal["dp-accounting PLD", "dp-accounting RDP"]
 """RDP makes the headline where a privacy loss distribution would be too large to compute."""

@@ -13,11 +13,12 @@ from fedhealth.privacy.accounting.events import (
     UnboundedRelease,
     merge_events,
 )
+from fedhealth.privacy.accounting.site_level import MIN_SITES_FOR_BADGE
 from fedhealth.report import wording
 from fedhealth.report.charts import NUM_COLOURS, Series, curves
 from fedhealth.report.figures import NONE, grouped, heading
 from fedhealth.report.privacy import Headline, largest
-from fedhealth.report.privacy_facts import MIN_SITES_FOR_BADGE, SiteLevelFact, SitePrivacyFact
+from fedhealth.report.privacy_facts import SiteLevelFact, SitePrivacyFact
 from fedhealth.report.record import RoundRecord, SiteStatus, round_order
 
 MAX_NAMES = 6  # as many fit into a sentence

@@ -186,11 +186,16 @@ def test_a_site_that_is_always_sampled_is_told_so(
 def test_site_level_privacy_is_kept_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [{"name": "sites", "num_rounds": 1, "strategy": {"name": "dp-fedavg"}}]
+    options = {"num_sites": 4, "noise_multiplier": 4.0, "clipping_norm": 1.0}
+    strategy = {"name": "dp-fedavg", "options": options}
+    runs = [{"name": "sites", "num_rounds": 30, "strategy": strategy}]
     fixed = private_study({"noise_multiplier": 2.0}, runs=runs)
     answer, text = ask(capsys, study_file(tmp_path, fixed), "--sites", "80")
-    assert answer["site_level_runs"] == ["sites"]
+    (said,) = answer["site_level_runs"]
+    assert (said["run"], said["unit"], said["shows_badge"]) == ("sites", "site", False)
+    assert said["epsilon"] == pytest.approx(4.7, rel=0.02)  # z = 4, 30 rounds, delta 1e-3
     assert "kept apart" in " ".join(text.split())
+    assert "No badge" in " ".join(text.split())
 
 
 def test_a_private_head_is_noised_too_and_a_frozen_encoder_is_not() -> None:
