@@ -179,3 +179,14 @@ def test_the_audit_names_each_bug(small: Any, tmp_path: Any, steps: PrivateSteps
     findings = audit_steps(subject, size, rng=np.random.default_rng(), say=lambda _: None)
     assert findings.bugs
     assert not findings.is_blind
+
+
+@pytest.mark.slow
+def test_forty_audits_of_correct_steps_raise_no_alarm(small: Any, tmp_path: Any) -> None:
+    study = small.study()
+    subject = Subject(study=study, plan=plan_site(study, 40), site=small.site(study, tmp_path))
+    size = AuditSize(num_canaries=150, max_steps=20, num_models=8, num_rebuilt=1)
+    for _ in range(40):
+        findings = audit_steps(subject, size, rng=np.random.default_rng(), say=lambda _: None)
+        assert findings.bugs == ()
+        assert not findings.is_blind
