@@ -291,12 +291,13 @@ def outcomes_of(
 
 
 def summarise(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """Means over hospitals and seeds with intervals, and each method minus the tuned baseline, seed by seed."""
+    """Means over hospitals and seeds with intervals, and each method minus the two baselines, seed by seed."""
     keys = dict.fromkeys((o.study, o.epsilon, o.method) for o in outcomes)
     rows = []
     for study, epsilon, method in keys:
         own = partial(by_seed, outcomes, study, epsilon, method)
         bar = partial(by_seed, outcomes, study, None, TUNED)
+        local = partial(by_seed, outcomes, study, epsilon, "local")
         rows.append(
             {
                 "study": study,
@@ -305,6 +306,10 @@ def summarise(outcomes: list[Outcome]) -> list[dict[str, Any]]:
                 **{metric: interval(own(metric)) for metric in METRICS},
                 **{
                     f"{metric}_minus_tuned": interval(own(metric) - bar(metric))
+                    for metric in METRICS
+                },
+                **{
+                    f"{metric}_minus_local": interval(own(metric) - local(metric))
                     for metric in METRICS
                 },
                 "log_loss_by_hospital": by_hospital(outcomes, study, epsilon, method),
@@ -345,13 +350,16 @@ def interval(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def print_tables(rows: list[dict[str, Any]], *, num_seeds: int) -> None:
-    """One markdown table a study: methods by epsilon; then each method minus the tuned baseline."""
+    """Markdown tables of each study: methods by epsilon, then their differences from the two baselines."""
     for study in dict.fromkeys(row["study"] for row in rows):
+        own = [row for row in rows if row["study"] == study]
+        others = [row for row in own if row["method"] != TUNED]
         print(f"\n{study}, {num_seeds} seeds: mean over hospitals (95 % interval over seeds)\n")
-        print_table([row for row in rows if row["study"] == study], "")
-        print(f"\n{study}: the same minus `{TUNED}`, paired by seed\n")
-        others = [row for row in rows if row["study"] == study and row["method"] != TUNED]
+        print_table(own, "")
+        print(f"\n{study}: the same minus `{TUNED}`, seed by seed\n")
         print_table(others, "_minus_tuned")
+        print(f"\n{study}: federated minus local at the same epsilon, seed by seed\n")
+        print_table([row for row in others if row["method"] != "local"], "_minus_local")
 
 
 def print_table(rows: list[dict[str, Any]], suffix: str) -> None:
