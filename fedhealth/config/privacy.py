@@ -37,7 +37,7 @@ class PatientPrivacy(ConfigModel):
     )
     clipping_norm: float = Field(
         1.0,
-        gt=0,
+        ge=1e-6,
         le=1e6,
         description="Most that one patient's gradient counts in a step (L2, all trained tensors together).",
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedhealth.data.batch import PatientDataset
 from fedhealth.errors import CancelledTrainingError
 from fedhealth.training.learner import Learner, non_finite
-from fedhealth.training.modality_dropout import drop_modalities
+from fedhealth.training.modality_dropout import drop_modalities, scores_from
 
 if TYPE_CHECKING:
     from fedhealth.config.study import OptimizerConfig, TrainingConfig
@@ -60,7 +60,9 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
         torch.manual_seed(plan.seed)
         for rows in batch_order(len(dataset), config, generator):
             stop_if(plan.is_cancelled)
-            batch = drop_modalities(dataset.batch(rows), config.modality_dropout, generator)
+            batch = drop_modalities(
+                dataset.batch(rows), config.modality_dropout, scores_from(generator)
+            )
             batch = batch.to(learner.device)
             optimizer.zero_grad(set_to_none=True)
             loss = learner.task.loss(model(batch), batch.labels)

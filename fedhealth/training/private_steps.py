@@ -8,6 +8,7 @@ many steps there are, how many patients a step has on average and what it is div
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedhealth.contracts.local_training import PatientMechanism
-from fedhealth.data.batch import PatientDataset
+from fedhealth.data.batch import Batch, PatientDataset
+from fedhealth.errors import SiteDataError
 from fedhealth.models.example_batch import random_batch_like, without
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.dp_sgd.gradient_sum import GradientSum, check_all_noised, check_mechanism
@@ -55,7 +57,7 @@ class _Step:
     config: "TrainingConfig"
     gradients: ClippedGradients
     clipping_norm: float
-    mask_generator: torch.Generator
+    randomness: Randomness
 
 
 def run_private_steps(
@@ -84,7 +86,6 @@ def run_private_steps(
         CancelledTrainingError: FH-TRAIN-001 `plan.is_cancelled()` turned true.
         PrivacyError: FH-PRIVACY-053 the mechanism is none, FH-PRIVACY-054 a tensor would be trained without noise.
         TrainingError: FH-TRAIN-004 a trained weight is not finite.
-        SiteDataError: a volume cannot be read.
     """
     check_mechanism(mechanism)
     check_all_noised(learner.model, {**learner.shared, **learner.private})
@@ -129,21 +130,22 @@ def _run_steps(
     gradient_sum = GradientSum(parameters)
     num_left_out = 0
     learner.model.train()
-    # Modality dropout and Dropout layers draw from a secret seed, not from the study's: positions in a batch shift
-    # when a patient is removed, and with a public seed other patients' masks, hence gradients, would shift with
-    # them. Then the difference between two neighbouring cohorts is no longer one clipped gradient.
+    # Modality dropout and Dropout layers draw from a secret source, not from the study's seed: positions in a batch
+    # shift when a patient is removed, and with public masks other patients' gradients would shift with them. Then
+    # the difference between two neighbouring cohorts is no longer one clipped gradient.
     with torch.random.fork_rng(devices=cuda_devices(learner)):
-        torch.manual_seed(_secret_seed(randomness))
         step = _Step(
             learner=learner,
             dataset=dataset,
             config=plan.config,
             gradients=gradients,
             clipping_norm=mechanism.clipping_norm,
-            mask_generator=torch.Generator().manual_seed(_secret_seed(randomness)),
+            randomness=randomness,
         )
         for _ in range(mechanism.num_steps):
             stop_if(plan.is_cancelled)
+            # For Dropout layers. torch keeps 32 bits of a seed, so no seed serves more than one step.
+            torch.manual_seed(_secret_seed(randomness))
             gradient_sum.clear()
             chosen = randomness.bernoulli(dataset.num_patients, mechanism.sampling_rate)
             num_left_out += _add_patients(step, gradient_sum, np.flatnonzero(chosen))
@@ -153,32 +155,73 @@ def _run_steps(
             add_proximal_gradient(learner, anchors, plan.proximal_mu)
             optimizer.step()
     if num_left_out:
-        _log.warning("gradients that are not finite were left out %d times", num_left_out)
+        _log.warning(
+            "gradients that are not finite, and files that cannot be read, were left out %d times",
+            num_left_out,
+        )
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):
         raise non_finite("a trained weight")
 
 
 def _add_patients(step: _Step, gradient_sum: GradientSum, chosen: NDArray[np.intp]) -> int:
     num_left_out = 0
-    for rows, owners in _micro_batches(step, chosen):
+    for part in _micro_batches(step, chosen):
+        loaded, num_unreadable = _load(step.dataset, part)
+        num_left_out += num_unreadable
+        if loaded is None:
+            continue
+        batch, owners = loaded
         batch = drop_modalities(
-            step.dataset.batch(rows), step.config.modality_dropout, step.mask_generator
+            batch, step.config.modality_dropout, partial(_secret_scores, step.randomness)
         ).to(step.learner.device)
-        owners_here = owners.to(step.learner.device)
         num_left_out += step.gradients.add_to(
-            gradient_sum.by_name, batch, owners_here, clipping_norm=step.clipping_norm
+            gradient_sum.by_name,
+            batch,
+            owners.to(step.learner.device),
+            clipping_norm=step.clipping_norm,
         )
     return num_left_out
 
 
-def _micro_batches(step: _Step, chosen: NDArray[np.intp]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Records and owners, a patient's records always together: they are summed before the norm is taken."""
+def _micro_batches(step: _Step, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Patients, a patient's records always together: they are summed before the norm is taken."""
     limit = MICRO_BATCHES_PER_BATCH * step.config.batch_size
     rows, _ = step.dataset.records_of(chosen)
     num_parts = max(1, math.ceil(len(rows) / limit))
-    for part in np.array_split(chosen, num_parts):
-        if part.size:
-            yield step.dataset.records_of(part)
+    yield from (part for part in np.array_split(chosen, num_parts) if part.size)
+
+
+def _load(
+    dataset: PatientDataset, patients: NDArray[np.intp]
+) -> tuple[tuple[Batch, Tensor] | None, int]:
+    """Records and owners of those patients whose files can be read, and how many cannot.
+
+    A file that cannot be read shows only when its patient is drawn: a failure would tell the server who was.
+    """
+    try:
+        rows, owners = dataset.records_of(patients)
+        return (dataset.batch(rows), owners), 0
+    except SiteDataError:
+        readable = [patient for patient in patients if _is_readable(dataset, patient)]
+    if not readable:
+        return None, len(patients)
+    rows, owners = dataset.records_of(np.array(readable))
+    return (dataset.batch(rows), owners), len(patients) - len(readable)
+
+
+def _is_readable(dataset: PatientDataset, patient: int) -> bool:
+    try:
+        dataset.batch(dataset.records_of(np.array([patient]))[0])
+    except SiteDataError:
+        return False
+    return True
+
+
+def _secret_scores(randomness: Randomness, num_rows: int, num_columns: int) -> Tensor:
+    """Uniform on [0, 1), 24 bits each: as many as float32 holds."""
+    words = randomness.uniform_bits(num_rows * num_columns) >> np.uint64(40)
+    scores = words.astype(np.float32) * np.float32(2.0**-24)
+    return torch.from_numpy(scores.reshape(num_rows, num_columns))
 
 
 def _secret_seed(randomness: Randomness) -> int:

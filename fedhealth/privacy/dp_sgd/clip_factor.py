@@ -18,12 +18,34 @@ def clip_factors(squared_norms: Tensor, *, clipping_norm: float) -> Tensor:
         clipping_norm: C.
 
     Returns:
-        (...) float64 in [0, 1]; 0 where the squared norm is not finite: a NaN is not clipped by a factor, and
-        an error would tell the server that such a patient is there.
+        (...) float64, 0 or in [`LEAST_FACTOR`, 1]; 0 where the squared norm is not finite (a NaN is not clipped by
+        a factor, and an error would tell the server that such a patient is there) and where the factor is so
+        small that float32 would not keep it.
     """
     norms = squared_norms.sqrt().clamp(min=_SMALLEST_NORM)
     factors = (clipping_norm * (1 - ROUNDING_MARGIN) / norms).clamp(max=1.0)
-    return torch.where(torch.isfinite(squared_norms), factors, 0.0)
+    return torch.where(torch.isfinite(squared_norms) & (factors >= LEAST_FACTOR), factors, 0.0)
+
+
+LEAST_FACTOR = 1e-12
+"""A gradient so much longer than the clipping norm comes from weights that no training makes, but that a hostile
+server can send. Near 1e-38 float32 rounds a factor by up to its double: such a patient adds nothing instead."""
+
+LARGEST_VALUE = 1e15
+"""Of a layer's input or output gradient, for the same reason: a tiny scaled gradient times a huge input is far off."""
+
+
+def beyond_float32(values: Tensor) -> Tensor:
+    """(R,) bool: rows that hold a value whose products float32 would not keep.
+
+    Args:
+        values: (R, ...), finite or not.
+    """
+    if not values.is_floating_point() or values.numel() == 0:  # an embedding's input is codes
+        return torch.zeros(values.shape[0], dtype=torch.bool, device=values.device)
+    if float(torch.linalg.vector_norm(values, float("inf"))) <= LARGEST_VALUE:
+        return torch.zeros(values.shape[0], dtype=torch.bool, device=values.device)
+    return ~(values.flatten(1).abs().amax(dim=1) <= LARGEST_VALUE)  # also true for NaN
 
 
 CANCELLATION = 1e-3

@@ -1,5 +1,6 @@
 """What one layer adds to each patient's gradient: its norm, and its weighted sum. Called by `book_keeping`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedhealth.privacy.dp_sgd.clip_factor import beyond_float32
 from fedhealth.privacy.dp_sgd.layer_rules import LayerRule
 
 
@@ -96,6 +98,8 @@ class LayerPart:
     def add_squared_norms(self, squared: Tensor) -> None:
         """By the rule; patient by patient where one has several rows."""
         rows = self._patients.of_rows
+        for values in (self._inputs, self._gradients):
+            squared[rows[beyond_float32(values)]] = math.inf
         if not self._one_at_a_time:
             norms = self._rule.squared_norms(self._layer, self._inputs, self._gradients)
             squared.index_add_(0, rows, norms)

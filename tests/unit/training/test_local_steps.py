@@ -8,7 +8,7 @@ from fedhealth.errors import TrainingError
 from fedhealth.models.protocol import Task
 from fedhealth.training.learner import Learner
 from fedhealth.training.local_steps import StepPlan, batch_order, run_steps
-from fedhealth.training.modality_dropout import drop_modalities
+from fedhealth.training.modality_dropout import drop_modalities, scores_from
 
 
 def _order(tiny: Any, count: int, **training: Any) -> list[torch.Tensor]:
@@ -62,7 +62,7 @@ def _batch(present: list[list[bool]]) -> Batch:
 
 def test_modality_dropout_hides_at_its_rate_and_never_all_of_a_patient() -> None:
     batch = _batch([[True, True]] * 4000)
-    dropped = drop_modalities(batch, 0.3, torch.Generator().manual_seed(1))
+    dropped = drop_modalities(batch, 0.3, scores_from(torch.Generator().manual_seed(1)))
     shown = torch.stack(list(dropped.present.values()))
     assert shown.any(dim=0).all()
     # Both would be hidden with probability 0.09, of which each keeps one half: 0.3 - 0.045.
@@ -71,7 +71,7 @@ def test_modality_dropout_hides_at_its_rate_and_never_all_of_a_patient() -> None
 
 def test_a_hidden_modality_looks_like_one_that_is_absent() -> None:
     batch = _batch([[True, True], [True, False], [False, True], [False, False]] * 50)
-    dropped = drop_modalities(batch, 0.5, torch.Generator().manual_seed(1))
+    dropped = drop_modalities(batch, 0.5, scores_from(torch.Generator().manual_seed(1)))
     expected = _batch(torch.stack(list(dropped.present.values()), dim=1).tolist())
     for part in ("tables", "missing", "volumes"):
         for name, tensor in getattr(dropped, part).items():
@@ -82,4 +82,4 @@ def test_a_hidden_modality_looks_like_one_that_is_absent() -> None:
 
 def test_no_dropout_returns_the_batch_itself() -> None:
     batch = _batch([[True, True]])
-    assert drop_modalities(batch, 0.0, torch.Generator()) is batch
+    assert drop_modalities(batch, 0.0, scores_from(torch.Generator())) is batch
