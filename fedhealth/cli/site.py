@@ -156,19 +156,22 @@ def budget(home: HomeOption, json: JsonOption = False) -> None:
 
 @app.command()
 def recover(
-    records: Annotated[Path, typer.Argument(help="Folder with the server's round-*.json records.")],
+    contributions: Annotated[
+        Path,
+        typer.Argument(help="The server's `runs` folder, with the answers that this site signed."),
+    ],
     home: HomeOption,
     json: JsonOption = False,
 ) -> None:
-    """Add to an older copy of the privacy ledger what the server's records show was spent since."""
+    """Add to an older copy of the privacy ledger what this site's own signed answers show was spent since."""
     from fedhealth.site.home import SiteHome
     from fedhealth.site.recovery import recover_ledger
 
-    done = recover_ledger(SiteHome(home.resolve()), records)
+    done = recover_ledger(SiteHome(home.resolve()), contributions)
     for study_id, kinds in done["added"].items():
         say(f"study {study_id}: added " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()))
     if not done["added"]:
-        say("This copy of the ledger holds all that the records show; nothing was added.")
+        say("This copy of the ledger holds all that they show; nothing was added.")
     say("Only spending can be added this way. Next: fedhealth site budget")
     if json:
         emit_json("site-recover", done)

@@ -79,14 +79,16 @@ def _is_planned(event: Event, plan: SitePlan) -> bool:
         return (
             abs(event.sampling_rate / plan.sampling_rate - 1) < 1e-9  # noqa: PLR2004 - float rounding
             and _is_enough(event.noise_multiplier, plan.noise_multiplier)
-            and (event.population, event.split_id) == ("train", plan.split_id)
+            and event.population in {"train", "all"}
+            and event.split_id == plan.split_id
         )
     planned = plan.metrics_noise_multiplier
     return (
         isinstance(event, GaussianRelease)
         and planned is not None
         and _is_enough(event.noise_multiplier, planned)
-        and (event.population, event.split_id) == ("validation", plan.split_id)
+        and event.population in {"validation", "all"}
+        and event.split_id == plan.split_id
     )
 
 

@@ -31,6 +31,11 @@ class RunFolder:
         return self.root / "reports"
 
     @property
+    def contributions(self) -> Path:
+        """Every signed answer of a site, one line each: what each site said, in its own words."""
+        return self.root / "contributions"
+
+    @property
     def spool(self) -> Path:
         """Updates of the round at work; empty between rounds."""
         return self.root / "spool"

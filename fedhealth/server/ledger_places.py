@@ -24,9 +24,11 @@ class LedgerPlaces:
         return self._places.get(site_id)
 
     def has_fallen(self, site_id: str, place: LedgerPlace) -> bool:
-        """Whether a site shows an earlier place than before: it works on an old copy of its ledger."""
+        """Whether a site shows an earlier place than before, or another line at the same place: an old copy."""
         last = self._places.get(site_id)
-        return last is not None and place.sequence < last.sequence
+        if last is None or place == last:
+            return False
+        return place.sequence <= last.sequence
 
     def saw(self, site_id: str, place: LedgerPlace) -> None:
         """Remember a place, durably, before the site is asked again."""

@@ -1,10 +1,13 @@
 """Writes what happens in a run the moment it happens: status for people, record and report for the DPO."""
 
+import json
 import logging
+import os
 
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.durable import read_json, write_json
 from fedhealth.errors import PrivacyError
+from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest
 from fedhealth.report.record import RoundRecord, canonical_json, round_stem
 from fedhealth.report.write import write_round
@@ -43,7 +46,9 @@ class Recorder:
         self._show(manifest)
 
     def answered(self, manifest: Manifest, outcome: SiteOutcome) -> None:
-        """A site answered."""
+        """A site answered. What it signed is kept, also when it does not count."""
+        if outcome.envelope is not None:
+            self._keep(manifest, outcome.envelope)
         site_id = outcome.line.entry.site_id
         self._answers[site_id] = outcome.drop_code.value if outcome.drop_code else "done"
         self._show(manifest)
@@ -100,6 +105,19 @@ class Recorder:
                 "model_sha256": outcome.model_out_sha256,
             }
         self._say(f"round {manifest.round_number} {outcome.status}")
+
+    def _keep(self, manifest: Manifest, envelope: Envelope) -> None:
+        """One durable line: a site whose ledger was restored from a backup asks for it (`site recover`)."""
+        name = f"round-{manifest.round_number:04d}-{manifest.attempt}-{manifest.kind}.jsonl"
+        self._folder.contributions.mkdir(parents=True, exist_ok=True, mode=0o700)
+        line = json.dumps(envelope.model_dump(), sort_keys=True).encode() + b"\n"
+        descriptor = os.open(
+            self._folder.contributions / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+        )
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _record(self, outcome: RoundOutcome) -> RoundRecord:
         wire = since(read_wire_bytes(self._home.wire_counters), self._wire)

@@ -65,6 +65,7 @@ class SiteOutcome:
     line: RosterLine
     drop_code: DropCode | None
     contribution: Contribution | None = None
+    envelope: Envelope | None = None
     contribution_sha256: str | None = None
     update_bytes: int = 0
     answered_after_s: float | None = None
@@ -303,6 +304,7 @@ class RoundLoop:
                 outcome.drop_code = outcome.drop_code or DropCode.LEDGER_REFUSED
             self.ledger_places.saw(reply.site_id, spend.ledger)
         if verdict.contribution is not None:
+            outcome.envelope = reply.envelope
             outcome.contribution_sha256 = reply.envelope.payload_digest
             outcome.update_bytes = len(reply.payload)
         if outcome.drop_code is None and manifest.kind == "train":

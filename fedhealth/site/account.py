@@ -92,14 +92,24 @@ class SiteAccount:
             )
         write_json(self._pinned.folder.witness, {"sequence": mark.sequence, "head": mark.head})
 
-    def reserve(self, manifest: Manifest, manifest_sha256: str) -> Charge:
+    def reserve(
+        self, manifest: Manifest, manifest_sha256: str, *, has_own_split: bool = False
+    ) -> Charge:
         """Spend, durably, what this manifest costs. A crash from here on costs the same.
+
+        Args:
+            manifest: verified.
+            manifest_sha256: its digest.
+            has_own_split: the site package's own split may put a patient on another side tomorrow, so that no
+                side can be counted by itself: every event then counts for all patients.
 
         Raises:
             PrivacyError: replay, budget spent, or the ledger cannot be written: nothing may be computed.
         """
         names = released_metrics(self._pinned.study, manifest)
         events = self._events(manifest, names)
+        if has_own_split:
+            events = tuple(_for_all(event) for event in events)
         if manifest.kind == "evaluate" and events and not self._fits(events):
             names, events = (
                 (),
@@ -184,6 +194,11 @@ class SiteAccount:
         trained = (self._plan.train_event(manifest.run_name),) if manifest.kind == "train" else ()
         told = (self._plan.metrics_event(),) if metrics else ()
         return (*trained, *told)
+
+
+def _for_all(event: Event) -> Event:
+    is_unbounded = isinstance(event, UnboundedRelease)
+    return event if is_unbounded else event.model_copy(update={"population": "all"})
 
 
 def promised_epsilon(study: Study, plan: SitePlan | None) -> float | None:

@@ -73,7 +73,7 @@ def local_round(
         return answer_again(sealed, pinned, digest)
     session, spec = sessions.open(manifest.run_name)
     vector = accept_model(manifest, request.payload, spec)
-    charge = account.reserve(manifest, digest)
+    charge = account.reserve(manifest, digest, has_own_split=sessions.has_own_split)
     sessions.keep_global_model(manifest, vector)
     terms = ReleaseTerms(
         spec=manifest.spec,

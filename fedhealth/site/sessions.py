@@ -36,6 +36,7 @@ class Sessions:
         self._home = home
         self._pinned = pinned
         self._open: tuple[str, LocalSession, TensorSpec] | None = None
+        self._has_own_split = False
         self._load_cohort = cache(self._load_cohort_once)
         self._method = load_training_method(pinned.study.training.name)
         self._specs = {
@@ -72,6 +73,11 @@ class Sessions:
             num_threads=config.num_threads,
         )
 
+    @property
+    def has_own_split(self) -> bool:
+        """Whether the site package gave its own split: nobody else can tell whose side a patient is on."""
+        return self._has_own_split
+
     def num_training_patients(self) -> int:
         """Patients on the training side; a patient with several records counts once. Never leaves the site."""
         side = split_patients(self._load_cohort())[SplitName.TRAIN]
@@ -96,7 +102,9 @@ class Sessions:
             self._home, config.package.name, dict(config.package.options), config.data_dir
         )
         study = self._pinned.study
-        return package.load_cohort(study.data.to_contract(seed=study.seed))
+        cohort = package.load_cohort(study.data.to_contract(seed=study.seed))
+        self._has_own_split = cohort.fixed_split is not None
+        return cohort
 
 
 def load_training_method(name: str) -> TrainingMethod:

@@ -149,7 +149,7 @@ def test_a_ledger_restored_from_a_backup_is_refused_until_what_was_lost_is_added
     ledger = home.ledger(load_pinned(home, "scripted").config) / "ledger.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:1]))
     assert budget(federation, "hospital-2")["ledger"]["witnesses"][0]["is_held"] is False
-    reports = federation.server.run("main").reports
+    reports = federation.server.root / "runs"
     subprocess.run(
         [sys.executable, "-I", "-m", "fedhealth", "site", "recover", str(reports), "--home", str(home.root)],
         check=True, capture_output=True, timeout=60,

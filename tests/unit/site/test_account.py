@@ -10,76 +10,14 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import GateRefusedError, PrivacyError
 from fedhealth.evidence.statements import (
     CohortMember,
-    Contribution,
     LedgerPlace,
-    PrivacySpend,
-    open_statement,
 )
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.events import PoissonSubsampledGaussian, UnboundedRelease
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.privacy.ledger.ledger import Reservation, read_ledger
-from fedhealth.site.account import SiteAccount
-from fedhealth.site.home import Pinned, SiteHome
-from fedhealth.site.local_round import RoundRequest, SignedAnswer, local_round
-from fedhealth.site.manifest_checks import drop_code_of
-from fedhealth.site.sessions import Sessions
 
-from ..conftest import Consortium, study_content  # noqa: TID252 - tests are no installed package
-
-
-class Hospital:
-    """One site without sockets: what the worker does with each manifest."""
-
-    def __init__(self, consortium: Consortium, site_id: str = "site-1") -> None:
-        self.consortium = consortium
-        self.home = SiteHome(consortium.sites[site_id].root)
-        self.site_id = site_id
-        self.restart()
-
-    def restart(self) -> None:
-        self.pinned: Pinned = self.consortium.pinned(self.site_id)
-        self.account = SiteAccount(self.home, self.pinned)
-        self.sessions = Sessions(self.home, self.pinned)
-
-    def round(self, *, is_cancelled: bool = False, **changes: Any) -> SignedAnswer:
-        request = RoundRequest(
-            header=self.consortium.header(**changes),
-            payload=self.consortium.payload(),
-            is_cancelled=lambda: is_cancelled,
-        )
-        return local_round(request, self.pinned, self.sessions, self.account)
-
-    def said(self, answer: SignedAnswer) -> Contribution:
-        return open_statement(Contribution, answer.contribution, self.pinned.signing_key.public)
-
-    def spend(self, answer: SignedAnswer) -> PrivacySpend:
-        spend = self.said(answer).privacy
-        assert spend is not None
-        return spend
-
-    @property
-    def ledger(self) -> Path:
-        return self.home.ledger(self.pinned.config)
-
-    def refused(self, **changes: Any) -> DropCode | None:
-        with pytest.raises((PrivacyError, GateRefusedError)) as error:
-            self.round(**changes)
-        return drop_code_of(error.value)
-
-    def set_policy(self, text: str) -> None:
-        path = self.home.config_path
-        kept = [line for line in path.read_text().splitlines() if not line.startswith("privacy:")]
-        path.write_text("\n".join([*kept, f"privacy: {text}", ""]))
-
-
-PRIVATE = {"noise_multiplier": 2.0, "clipping_norm": 1.0}
-
-
-def private_content(**changes: Any) -> dict[str, Any]:
-    content = study_content() | {"privacy": PRIVATE | changes, "release": {"metrics": []}}
-    content["training"] |= {"batch_size": 2, "options": {"step": 0.5, "carries_out": True}}
-    return content
+from .hospital import Hospital, private_content
 
 
 @pytest.fixture
@@ -325,3 +263,16 @@ def test_the_clipping_norm_of_a_strategy_bounds_the_whole_update(open_hospital: 
     moved = np.frombuffer(answer.outbound.payload, dtype="<f4").astype(np.float64)
     assert float(np.linalg.norm(moved)) <= 0.25
     assert float(np.linalg.norm(moved)) == pytest.approx(0.25, rel=1e-5)
+
+
+def test_with_a_split_of_the_site_package_no_side_is_counted_by_itself(new_consortium: Any) -> None:
+    content = private_content(release_metrics="every_round", metrics_noise_multiplier=5.0)
+    content["release"] = {"metrics": ["accuracy"]}
+    hospital = Hospital(new_consortium("site-1", "site-2", content=content))
+    hospital.sessions._has_own_split = True
+    spend = hospital.spend(hospital.round())
+    assert {event.population for event in spend.round_events} == {"all"}  # type: ignore[union-attr]
+    seeded = Hospital(hospital.consortium, "site-2")
+    sides = seeded.spend(seeded.round())
+    apart = compose(sides.study_events, delta=spend.delta).epsilon
+    assert compose(spend.study_events, delta=spend.delta).epsilon > apart
