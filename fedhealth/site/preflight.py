@@ -3,7 +3,11 @@
 from typing import Any
 
 from fedhealth.config.load import load_site, load_study
+from fedhealth.config.site import SiteConfig
+from fedhealth.config.study import Study
 from fedhealth.data.check import check_cohort
+from fedhealth.privacy.accounting.plan import plan_site
+from fedhealth.privacy.policy import check_plan
 from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import site_package
 
@@ -17,6 +21,7 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
         SiteDataError: the cohort does not keep the data contract.
         ConfigError: site.yaml is wrong or its package is not installed.
         UsageError: which study is not clear.
+        PrivacyError: the study asks for more than this site's policy allows.
     """
     chosen = home.choose_study(study_id)
     config = load_site(home.config_path)
@@ -29,6 +34,13 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
             f"declared_train_size is {config.declared_train_size}, the training side has "
             f"{summary.train_size} patients: this site would weigh more than its data."
         )
+    if 2 * config.declared_train_size < summary.train_size:
+        warnings.append(
+            f"declared_train_size is {config.declared_train_size}, the training side has "
+            f"{summary.train_size} patients: privacy plans divide by the declared size, and delta would be too "
+            "large for so many patients."
+        )
+    warnings += _privacy(config, study)
     return {
         "site_id": config.site_id,
         "study_id": chosen,
@@ -41,6 +53,19 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
         "missing": _missing([dict(side.lacking) for side in summary.sides.values()]),
         "warnings": warnings,
     }
+
+
+def _privacy(config: SiteConfig, study: Study) -> list[str]:
+    """What this site's own policy says about the study, before anybody is asked to admit the site."""
+    plan = plan_site(study, config.declared_train_size)
+    check_plan(config.privacy, plan, declared_train_size=config.declared_train_size)
+    if plan is None:
+        return [
+            "the study has no privacy section: nothing bounds what a model tells about a patient."
+        ]
+    if config.privacy.max_epsilon_per_dataset is None:
+        return ["privacy.max_epsilon_per_dataset is not set: no limit holds over several studies."]
+    return []
 
 
 def _labels(per_label: dict[int, int]) -> str:

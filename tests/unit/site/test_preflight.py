@@ -1,0 +1,36 @@
+"""`site check` says early what would be refused or unlimited later."""
+
+from typing import Any
+
+import pytest
+
+from fedhealth.config.load import load_site
+from fedhealth.errors import ExitCode, PrivacyError
+from fedhealth.site.preflight import _privacy
+
+from .hospital import Hospital, private_content
+
+
+def remarks(hospital: Hospital) -> list[str]:
+    return _privacy(load_site(hospital.home.config_path), hospital.pinned.study)
+
+
+def test_a_study_without_privacy_and_a_site_without_limits_are_remarked(
+    new_consortium: Any,
+) -> None:
+    unprotected = Hospital(new_consortium("site-1", "site-2", name="open"))
+    assert "no privacy section" in remarks(unprotected)[0]
+    protected = Hospital(new_consortium("site-1", "site-2", content=private_content()))
+    assert "max_epsilon_per_dataset is not set" in remarks(protected)[0]
+    protected.set_policy("{max_epsilon_per_dataset: 10}")
+    assert remarks(protected) == []
+
+
+def test_a_study_outside_the_policy_is_refused_before_anybody_admits_the_site(
+    new_consortium: Any,
+) -> None:
+    hospital = Hospital(new_consortium("site-1", "site-2", content=private_content()))
+    hospital.set_policy("{min_noise_multiplier: 3}")
+    with pytest.raises(PrivacyError, match="FH-PRIVACY-023") as error:
+        remarks(hospital)
+    assert error.value.exit_code is ExitCode.PRIVACY_BUDGET
