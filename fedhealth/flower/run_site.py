@@ -76,6 +76,14 @@ class SiteProcesses:
                 self._sockets.rmdir()
 
     def _start_worker(self) -> Child:
+        """A worker that is ready. One that is killed while it starts (out of memory, say) is started again."""
+        while True:
+            child = self._try_worker()
+            if (child.exit_code() or 0) >= 0 or self.stopping.is_set():
+                return child
+            self._after_a_kill(child)
+
+    def _try_worker(self) -> Child:
         failure = self.pinned.folder.run / "worker-failure.json"
         failure.unlink(missing_ok=True)
         socket_path = self._sockets / "worker.sock"
@@ -100,7 +108,10 @@ class SiteProcesses:
         )
         deadline = time.monotonic() + WORKER_START_S
         while not socket_path.exists():
-            if child.exit_code() is not None:
+            exit_code = child.exit_code()
+            if exit_code is not None and exit_code < 0:
+                break
+            if exit_code is not None:
                 raise read_failure(failure, self.home.logs / "worker.log")
             if self.stopping.wait(0.05):
                 break
@@ -118,12 +129,15 @@ class SiteProcesses:
             raise read_failure(
                 self.pinned.folder.run / "worker-failure.json", self.home.logs / "worker.log"
             )
+        self._after_a_kill(ended)
+        return self._start_worker()
+
+    def _after_a_kill(self, ended: Child) -> None:
         self.notify(
             f"the worker was killed by signal {-(ended.exit_code() or 0)}; starting it again"
         )
         self.children.end(ended)
         self._back_off()
-        return self._start_worker()
 
     def _start_network_zone(self) -> list[Child]:
         folder, config = self.pinned.folder.run, self.pinned.config
