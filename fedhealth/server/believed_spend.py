@@ -14,6 +14,7 @@ from fedhealth.privacy.accounting.events import (
     PoissonSubsampledGaussian,
     UnboundedRelease,
 )
+from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
 from fedhealth.privacy.accounting.plan import SitePlan
 from fedhealth.report.privacy import spend_is_consistent
 
@@ -38,7 +39,7 @@ def spend_is_believed(
     if said.drop_code is not None:
         return spend is None
     if plan is None:
-        return spend is None or _is_open(spend, declared_train_size)
+        return spend is None or _is_open(said, spend, declared_train_size)
     return (
         spend is not None
         and spend_is_consistent(spend, declared_train_size=declared_train_size)
@@ -49,9 +50,15 @@ def spend_is_believed(
     )
 
 
-def _is_open(spend: PrivacySpend, declared_train_size: int) -> bool:
+def _is_open(said: Contribution, spend: PrivacySpend, declared_train_size: int) -> bool:
+    """An update or a metric without noise is an event without a bound, and nothing else is in the round."""
     says_unbounded = all(isinstance(event, UnboundedRelease) for event in spend.round_events)
-    return says_unbounded and spend_is_consistent(spend, declared_train_size=declared_train_size)
+    released = said.kind == "train" or said.train_metrics or said.evaluate_metrics
+    return (
+        says_unbounded
+        and (bool(spend.round_events) or not released)
+        and spend_is_consistent(spend, declared_train_size=declared_train_size)
+    )
 
 
 def _is_planned_round(
@@ -67,6 +74,7 @@ def _is_planned_round(
         and [event.steps for event in told] in ([], [1])
         and not said.train_metrics
         and (bool(told) or not said.evaluate_metrics)
+        and said.evaluate_metrics.keys() <= METRIC_BOUNDS.keys()
     )
 
 

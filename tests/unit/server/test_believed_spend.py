@@ -154,3 +154,24 @@ def test_without_patient_privacy_only_an_unbounded_account_is_believed(
     assert is_believed(private, None, said(manifest, None))
     dressed = spend(plan, plan.train_event("main"))
     assert not is_believed(private, None, said(manifest, dressed))
+
+
+def test_metrics_that_no_account_can_bound_are_not_believed(
+    private: Consortium, plan: SitePlan
+) -> None:
+    """A round record refuses them beside a bound: believing one would stop the server."""
+    paid = spend(plan, plan.train_event("main"), plan.metrics_event())
+    for name in ("auc", "calibration_error", "train_loss"):
+        answer = said(private.manifest(), paid, evaluate_metrics={name: 0.5})
+        assert not is_believed(private, plan, answer)
+
+
+def test_without_patient_privacy_what_left_is_not_believed_to_have_cost_nothing(
+    private: Consortium, plan: SitePlan
+) -> None:
+    nothing = spend(plan, clipping_norm=None)
+    closing = private.manifest(kind="evaluate")
+    assert not is_believed(private, None, said(private.manifest(), nothing))
+    assert not is_believed(private, None, said(private.manifest(), nothing, evaluate_metrics={}))
+    assert not is_believed(private, None, said(closing, nothing))
+    assert is_believed(private, None, said(closing, nothing, evaluate_metrics={}))
