@@ -1,4 +1,4 @@
-"""From events to the privacy facts of a record, and back: the server fills records with it, `verify` recomputes.
+"""From events to the privacy facts of a record: the server fills records with it, `check_privacy` recomputes them.
 
 The accountant is imported when a number is asked for, so that a record can be read and shown without it.
 """
@@ -19,7 +19,6 @@ from fedhealth.report.privacy_facts import (
     SiteLevelFact,
     SitePrivacyFact,
     are_part_of,
-    is_enough,
     samplers_of,
 )
 from fedhealth.report.record import RoundRecord
@@ -111,25 +110,31 @@ def site_fact(spend: PrivacySpend | None) -> SitePrivacyFact | None:
 
 
 def site_level_fact(
-    release: SiteLevelRelease | None, so_far: Sequence[SiteLevelRelease]
+    release: SiteLevelRelease | None, so_far: Sequence[SiteLevelRelease], *, num_admitted: int
 ) -> SiteLevelFact | None:
     """The account of a site-level mechanism for the record, with its epsilons.
 
     Args:
         release: this round's; None when the strategy has no such mechanism.
         so_far: all of the run, this round's included.
+        num_admitted: sites that the record lists, whether they were invited or not: for the badge.
 
     Raises:
         PrivacyError: the accountant refuses the events.
     """
     if release is None:
         return None
-    from fedhealth.privacy.accounting.site_level import default_delta, site_level_events
+    from fedhealth.privacy.accounting.site_level import (
+        default_delta,
+        earns_badge,
+        site_level_events,
+    )
 
     events = site_level_events(so_far)
     delta = default_delta(release.denominator)
     composed = _compose_site_level(events, delta, release.denominator)
-    is_bounded = isfinite(composed.epsilon)
+    epsilon = _rounded_up(composed.epsilon)
+    num_sites = min(release.denominator, num_admitted)
     return SiteLevelFact(
         samplers=samplers_of(events),
         round_events=site_level_events([release]),
@@ -139,9 +144,9 @@ def site_level_fact(
         clipping_norm=release.clipping_norm,
         noise_std=release.noise_std,
         num_sites=release.denominator,
-        shows_badge=is_bounded and is_enough(release.denominator, delta),
-        is_bounded=is_bounded,
-        epsilon=_rounded_up(composed.epsilon),
+        shows_badge=earns_badge(events, num_sites=num_sites, epsilon=epsilon, delta=delta),
+        is_bounded=epsilon is not None,
+        epsilon=epsilon,
         epsilon_rdp=_rounded_up(composed.epsilon_rdp),
         accountant=cast("Accountant", composed.accountant),
         accountant_version=composed.accountant_version,

@@ -3,14 +3,20 @@
 from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from math import isclose
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedhealth.config.privacy import Tuning
 from fedhealth.contracts.aggregation import SiteLevelMechanism
-from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
-from fedhealth.privacy.accounting.site_level import MIN_SITES_FOR_BADGE
+from fedhealth.privacy.accounting.events import (
+    Event,
+    GaussianRelease,
+    UnboundedRelease,
+    merge_events,
+)
+from fedhealth.privacy.accounting.site_level import earns_badge
 from fedhealth.report.schema import A, Closed, Count, D, Hex64, P, S, Version
 
 Accountant = Literal["dp-accounting PLD", "dp-accounting RDP"]
@@ -20,6 +26,10 @@ Sampler = Literal["none", "poisson"]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+MAX_RELEASES: Final[dict[SiteLevelMechanism, int]] = {"dp-fedavg": 2, "dp-ftrl": 1}
+"""Of one round: a model, and the count of unclipped updates when the clipping norm adapts."""
+NOISE_TOLERANCE: Final = 1e-6
+"""Relative: the same product of three numbers, in another order."""
 
 
 class CompositionScope(StrEnum):
@@ -81,7 +91,9 @@ class SiteLevelFact(Closed):
     Attributes:
         noise_std: of the noise on every coordinate of the mean update.
         run_events: all releases of the run so far, this round included, equal ones merged.
-        num_sites: sites that the bound speaks of, whoever answered.
+        num_sites: the denominator of the mean, whoever answered.
+        shows_badge: `earns_badge` with the smaller of `num_sites` and the number of admitted sites, which the
+            round's record knows and checks.
     """
 
     unit: Annotated[Literal["site"], P] = "site"
@@ -107,14 +119,24 @@ class SiteLevelFact(Closed):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_account(self, self.run_events)
-        if self.shows_badge != (self.is_bounded and is_enough(self.num_sites, self.delta)):
-            raise ValueError("a badge goes with a bound and enough sites, and only there")
+        if self.shows_badge and not self.earns_badge(self.num_sites):
+            raise ValueError("a badge goes with enough sites, a small epsilon and fresh noise")
+        _check_mechanism(self)
         return self
 
+    def earns_badge(self, num_admitted: int) -> bool:
+        """Whether a badge is right when that many sites are admitted."""
+        return earns_badge(
+            self.run_events,
+            num_sites=min(self.num_sites, num_admitted),
+            epsilon=self.epsilon,
+            delta=self.delta,
+        )
 
-def is_enough(num_sites: int, delta: float) -> bool:
-    """Whether a bounded site-level account may be shown with a badge."""
-    return num_sites >= MIN_SITES_FOR_BADGE and delta * num_sites < 1
+    @property
+    def num_model_releases(self) -> int:
+        """Models that `run_events` pay for; with adaptive clipping every model has a second event."""
+        return _count(self.run_events) // _count(self.round_events)
 
 
 def samplers_of(events: Iterable[Event]) -> tuple[Sampler, ...]:
@@ -125,6 +147,35 @@ def samplers_of(events: Iterable[Event]) -> tuple[Sampler, ...]:
 def are_part_of(part: Iterable[Event], whole: Iterable[Event]) -> bool:
     """Whether every step of `part` is also in `whole`."""
     return _steps(part) <= _steps(whole)
+
+
+def has_noised_metrics(events: Iterable[Event]) -> bool:
+    """Whether one of the events pays for metrics of validation patients."""
+    return any(
+        isinstance(event, GaussianRelease) and event.population == "validation" for event in events
+    )
+
+
+def _check_mechanism(fact: SiteLevelFact) -> None:
+    """A round is one Gaussian release of a model, and with adaptive clipping one of a count after it."""
+    limit = MAX_RELEASES[fact.mechanism]
+    if not 1 <= _count(fact.round_events) <= limit:
+        raise ValueError("a round of this mechanism has another number of releases")
+    if _count(fact.run_events) % _count(fact.round_events):
+        raise ValueError("the rounds of a run all have the same number of releases")
+    noise = [e.noise_multiplier for e in fact.round_events if isinstance(e, GaussianRelease)]
+    if len(noise) != len(fact.round_events):
+        raise ValueError("a round of this mechanism is made of Gaussian releases")
+    if fact.num_sites < 1:
+        raise ValueError("a mean has a denominator")
+    if fact.mechanism == "dp-fedavg":  # a row of dp-ftrl has noise of several rounds
+        expected = noise[0] * fact.clipping_norm / fact.num_sites
+        if not isclose(fact.noise_std, expected, rel_tol=NOISE_TOLERANCE):
+            raise ValueError("the noise of the model is not that of its event")
+
+
+def _count(events: Iterable[Event]) -> int:
+    return sum(event.steps for event in events)
 
 
 def _steps(events: Iterable[Event]) -> "Counter[Event]":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
-from math import isfinite
+from math import exp, isfinite
 
 from markupsafe import Markup
 
@@ -13,7 +13,11 @@ from fedhealth.privacy.accounting.events import (
     UnboundedRelease,
     merge_events,
 )
-from fedhealth.privacy.accounting.site_level import MIN_SITES_FOR_BADGE
+from fedhealth.privacy.accounting.site_level import (
+    MAX_EPSILON_FOR_BADGE,
+    MIN_SITES_FOR_BADGE,
+    has_seeded_noise,
+)
 from fedhealth.report import wording
 from fedhealth.report.charts import NUM_COLOURS, Series, curves
 from fedhealth.report.figures import NONE, grouped, heading
@@ -22,6 +26,7 @@ from fedhealth.report.privacy_facts import SiteLevelFact, SitePrivacyFact
 from fedhealth.report.record import RoundRecord, SiteStatus, round_order
 
 MAX_NAMES = 6  # as many fit into a sentence
+MAX_SHOWN_EXPONENT = 13.8  # ln of a million: a larger factor has no meaning to a reader
 _SHOWN_UP = Context(prec=4, rounding=ROUND_CEILING)
 
 
@@ -75,7 +80,7 @@ class PrivacySection:
     site_level_what: str
     site_level_events: tuple[EventRow, ...]
     badge: str
-    site_level_note: str
+    site_level_notes: tuple[str, ...]
     both: str
 
 
@@ -109,7 +114,6 @@ def _section(record: RoundRecord, shown: Sequence[RoundRecord]) -> PrivacySectio
     unbounded = [name for name, (_, fact) in latest.items() if not fact.is_bounded]
     chart, legend = _chart(ordered)
     level, level_record = _last_site_level(ordered)
-    is_few = level is not None and not level.shows_badge and level.is_bounded
     return PrivacySection(
         tile=_tile(top),
         tile_text=_tile_text(top),
@@ -125,7 +129,7 @@ def _section(record: RoundRecord, shown: Sequence[RoundRecord]) -> PrivacySectio
         chart=chart,
         chart_hint=_chart_hint(record),
         legend=legend,
-        site_level=_site_level(level, level_record) if level and level_record else None,
+        site_level=_site_level(level, heading(level_record)) if level and level_record else None,
         site_level_what=_mechanism(level) if level else "",
         site_level_events=tuple(_event_rows("Server", level.round_events, level.run_events))
         if level
@@ -133,9 +137,9 @@ def _section(record: RoundRecord, shown: Sequence[RoundRecord]) -> PrivacySectio
         badge=f"Hospital-level epsilon {up(level.epsilon)} at delta {up(level.delta)}"
         if level and level.shows_badge
         else "",
-        site_level_note=wording.few_sites(level.num_sites, MIN_SITES_FOR_BADGE)
-        if level and is_few
-        else "",
+        site_level_notes=tuple(_site_level_notes(level, len(level_record.sites)))
+        if level and level_record
+        else (),
         both=wording.BOTH_UNITS if level and top else "",
     )
 
@@ -153,9 +157,9 @@ def _latest(ordered: Sequence[RoundRecord]) -> dict[str, tuple[str, SitePrivacyF
 
 def _last_site_level(
     ordered: Sequence[RoundRecord],
-) -> tuple[SiteLevelFact, str] | tuple[None, str]:
-    found = [(r.site_level, heading(r)) for r in ordered if r.site_level is not None]
-    return found[-1] if found else (None, "")
+) -> tuple[SiteLevelFact, RoundRecord] | tuple[None, None]:
+    found = [(r.site_level, r) for r in ordered if r.site_level is not None]
+    return found[-1] if found else (None, None)
 
 
 def _tile(top: Headline | None) -> str:
@@ -177,8 +181,15 @@ def _summary(top: Headline | None) -> str:
         return wording.NO_ACCOUNT
     return (
         f"Largest over hospitals: epsilon {up(top.fact.epsilon)} at delta {up(top.fact.delta)}, for a patient of "
-        f"{top.site_id}, over everything that this study has released so far. {wording.OWN_HOSPITAL}"
+        f"{top.site_id}, over everything that this study has released so far. {_odds(top.fact)}{wording.OWN_HOSPITAL}"
     )
+
+
+def _odds(fact: SitePrivacyFact) -> str:
+    if fact.epsilon is None:
+        return ""
+    factor = up(exp(fact.epsilon)) if fact.epsilon <= MAX_SHOWN_EXPONENT else "more than a million"
+    return f"{wording.odds(fact.epsilon, factor)} "
 
 
 def _unbounded(names: Sequence[str]) -> str:
@@ -208,12 +219,13 @@ def _notes(
     unknown = _without_last_account(ordered)
     if facts:
         yield wording.EPSILON_SOURCE
+    if record.status == "void" and any(site.privacy is not None for site in record.sites):
+        yield wording.VOID_COST
     if facts and unknown:
         yield f"{wording.SPEND_UNKNOWN} {', '.join(unknown)}."
     if is_bounded and record.personalisation == "private_head":
         yield wording.HEAD_STAYED
-    events = [event for fact in facts for event in fact.study_events]
-    if any(_generator(event) == "seeded_for_tests" for event in events):
+    if has_seeded_noise(event for fact in facts for event in fact.study_events):
         yield wording.SEEDED
     if is_bounded:
         yield wording.NOT_COVERED
@@ -263,6 +275,19 @@ def _site_level(fact: SiteLevelFact, as_of: str) -> AccountRow:
     )
 
 
+def _site_level_notes(fact: SiteLevelFact, num_admitted: int) -> Iterator[str]:
+    """All reasons against a badge, for a page that shows none."""
+    num_sites = min(fact.num_sites, num_admitted)
+    if num_sites < MIN_SITES_FOR_BADGE:
+        yield wording.few_sites(num_sites, MIN_SITES_FOR_BADGE)
+    if fact.epsilon is not None and fact.epsilon > MAX_EPSILON_FOR_BADGE:
+        yield wording.large_epsilon(up(MAX_EPSILON_FOR_BADGE))
+    if fact.delta * num_sites >= 1:
+        yield wording.LARGE_DELTA
+    if has_seeded_noise(fact.run_events):
+        yield wording.SEEDED_SITES
+
+
 def _mechanism(fact: SiteLevelFact) -> str:
     return (
         f"Strategy {fact.mechanism}: the last round clipped each hospital's update to a norm of "
@@ -307,10 +332,6 @@ def _population(event: Event) -> str:
 
 def _single(event: Event) -> Event:
     return event.model_copy(update={"steps": 1})
-
-
-def _generator(event: Event) -> str:
-    return "" if isinstance(event, UnboundedRelease) else event.generator
 
 
 def _chart(

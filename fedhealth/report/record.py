@@ -17,7 +17,13 @@ from pydantic import Field, model_validator
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.signing import canonical_json as _canonical_json
-from fedhealth.report.privacy_facts import PatientPrivacyFact, SiteLevelFact, SitePrivacyFact
+from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.report.privacy_facts import (
+    PatientPrivacyFact,
+    SiteLevelFact,
+    SitePrivacyFact,
+    has_noised_metrics,
+)
 from fedhealth.report.schema import (
     A,
     Closed,
@@ -107,14 +113,20 @@ class SiteFact(Closed):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        answered = self.status in {SiteStatus.CONTRIBUTED, SiteStatus.UNUSED}
-        if self.privacy is not None and not answered:
+        if self.privacy is not None and not self.has_answered:
             raise ValueError("what a site has spent is known from a verified answer only")
         if (self.drop_code is not None) != (self.status is SiteStatus.DROPPED):
             raise ValueError("a dropped site has a drop code, and no other site has one")
         _check_ranges(self.train_metrics)
         _check_ranges(self.evaluate_metrics)
+        if self.privacy is not None and self.privacy.is_bounded:
+            _check_charged(self, self.privacy)
         return self
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether a verified answer came, used or not."""
+        return self.status in {SiteStatus.CONTRIBUTED, SiteStatus.UNUSED}
 
 
 class Timings(Closed):
@@ -175,6 +187,8 @@ class RoundRecord(Closed):
         _check_outcome(self)
         _check_ranges(self.aggregate_train_metrics)
         _check_ranges(self.aggregate_evaluate_metrics)
+        _check_means(self)
+        _check_site_level(self)
         if len({site.site_id for site in self.sites}) != len(self.sites):
             raise ValueError("a site is listed twice")
         if len(set(self.not_evidenced)) != len(self.not_evidenced):
@@ -191,9 +205,15 @@ class RoundRecord(Closed):
 def unevidenced(
     sites: Sequence[SiteFact], site_level: SiteLevelFact | None
 ) -> tuple[NotEvidenced, ...]:
-    """What a record with these accounts says nothing about: a privacy cost when none is bounded."""
-    accounts = [*(site.privacy for site in sites), site_level]
-    has_bound = any(account is not None and account.is_bounded for account in accounts)
+    """What a record with these accounts says nothing about.
+
+    The privacy cost stays open unless every site that answered has a bounded account of its patients, or an account
+    of whole sites earns a badge.
+    """
+    answered = [site.privacy for site in sites if site.has_answered]
+    is_bounded = all(account is not None and account.is_bounded for account in answered)
+    has_badge = site_level is not None and site_level.shows_badge
+    has_bound = (bool(answered) and is_bounded) or has_badge
     return tuple(
         item for item in NotEvidenced if not (has_bound and item is NotEvidenced.PRIVACY_ACCOUNTING)
     )
@@ -308,6 +328,40 @@ def _check_ranges(metrics: Metrics) -> None:
         low, high = METRIC_RANGES[name]
         if not low <= value <= high:
             raise ValueError(f"{name} is out of its range")
+
+
+def _check_charged(site: SiteFact, privacy: SitePrivacyFact) -> None:
+    """Beside a bound there are only metrics that the account paid for."""
+    if site.train_metrics:
+        raise ValueError("metrics of training patients are not in a bounded account")
+    if not site.evaluate_metrics.keys() <= METRIC_BOUNDS.keys():
+        raise ValueError("a metric that has no bound for one patient is not in a bounded account")
+    if site.evaluate_metrics and not has_noised_metrics(privacy.round_events):
+        raise ValueError("metrics were released that the account did not pay for")
+
+
+def _check_means(record: RoundRecord) -> None:
+    """A mean is over what sites of this round released: nothing else is shown as one."""
+    used = [site for site in record.sites if site.status is SiteStatus.CONTRIBUTED]
+    train = {name for site in used for name in site.train_metrics}
+    evaluate = {name for site in used for name in site.evaluate_metrics}
+    if not (
+        record.aggregate_train_metrics.keys() <= train
+        and record.aggregate_evaluate_metrics.keys() <= evaluate
+    ):
+        raise ValueError("a mean of a metric that no site released")
+
+
+def _check_site_level(record: RoundRecord) -> None:
+    fact = record.site_level
+    if fact is None:
+        return
+    if fact.mechanism != record.strategy:
+        raise ValueError("the site-level mechanism is not the round's strategy")
+    if fact.num_model_releases > record.round_number:
+        raise ValueError("more models were released than there were rounds")
+    if fact.shows_badge != fact.earns_badge(len(record.sites)):
+        raise ValueError("a badge goes with enough admitted sites and a small epsilon, only there")
 
 
 def _check_spec(record: RoundRecord) -> None:

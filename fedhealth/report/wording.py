@@ -58,7 +58,8 @@ VOID: Final[dict[VoidReason, str]] = {
 }
 
 NOT_EVIDENCED: Final[dict[NotEvidenced, str]] = {
-    NotEvidenced.PRIVACY_ACCOUNTING: "A bound on the privacy cost: no epsilon is on record for this round.",
+    NotEvidenced.PRIVACY_ACCOUNTING: "A bound on the privacy cost of every hospital's patients: this record has "
+    "none that covers all of them.",
     NotEvidenced.SECURE_AGGREGATION: "That the server was unable to read single updates: it could read each one.",
     NotEvidenced.SIGNATURES_IN_RECORD: "The sites' signatures: the server checked them; here are digests only.",
     NotEvidenced.TAMPER_EVIDENT_LOG: "That no earlier record was replaced or removed.",
@@ -101,7 +102,30 @@ UNBOUNDED: Final = "No differential privacy: nothing bounds what can be learnt a
 
 OWN_HOSPITAL: Final = (
     "Each patient's bound is that of their own hospital: there is no mean over hospitals. For somebody who is a "
-    "patient of two hospitals the epsilons add up."
+    "patient of two hospitals the two bounds compose: to at most the sum of the epsilons, at the sum of the deltas."
+)
+
+STRONG_EPSILON: Final = 3.0
+"""About ln 20: above it even odds may become more than 95 %. A reader is then told that the bound is weak."""
+
+
+def odds(epsilon: float, factor: str) -> str:
+    """An epsilon for a reader without statistics; `factor` is exp(epsilon) as it is shown."""
+    said = (
+        "In plain words: from all these releases together, the odds that anybody can infer whether one given patient "
+        f"took part change by at most a factor of {factor} (exp of epsilon), except with chance delta."
+    )
+    if epsilon <= STRONG_EPSILON:
+        return said
+    return (
+        f"{said} As a worst case that is a weak bound. Most attacks reach far less, but the number does not show "
+        "that: an audit, which attacks the model, shows more."
+    )
+
+
+VOID_COST: Final = (
+    "This round was void and changed no model, but it cost its patients what it cost: the answers had left their "
+    "hospitals, and the accounts count them."
 )
 
 NO_ACCOUNT: Final = "No account of privacy is on record."
@@ -147,6 +171,26 @@ NOT_COVERED: Final = (
 BOTH_UNITS: Final = (
     "The two bounds are different: one is about the records of one patient, the other about all that one hospital "
     "sends. They are never added up or put in one number."
+)
+
+
+SEEDED_SITES: Final = (
+    "The noise on the model came from a fixed seed, for tests only: who knows the seed can remove it. "
+    "No badge is shown."
+)
+
+
+def large_epsilon(maximum: str) -> str:
+    """Why an epsilon for hospitals gets no badge."""
+    return (
+        f"No badge is shown: an epsilon above {maximum} bounds next to nothing of what the model tells about a "
+        "hospital."
+    )
+
+
+LARGE_DELTA: Final = (
+    "No badge is shown: delta is not below 1 / number of hospitals, so publishing one hospital whole would be "
+    "allowed."
 )
 
 

@@ -49,7 +49,11 @@ def round_record(
     sites = _sites(outcome, manifest, roster, wire)
     train_means, evaluate_means = _means(outcome, sites)
     mean = outcome.aggregate
-    site_level = site_level_fact(mean.site_level, mean.site_level_so_far) if mean else None
+    site_level = (
+        site_level_fact(mean.site_level, mean.site_level_so_far, num_admitted=len(sites))
+        if mean
+        else None
+    )
     return RoundRecord(
         study_id=manifest.study_id,
         study_sha256=manifest.study_sha256,

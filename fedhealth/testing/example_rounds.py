@@ -14,6 +14,7 @@ from fedhealth.privacy.accounting.events import (
     UnboundedRelease,
     merge_events,
 )
+from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
 from fedhealth.report.privacy import site_fact, site_level_fact
 from fedhealth.report.privacy_facts import PatientPrivacyFact
 from fedhealth.report.record import (
@@ -124,6 +125,7 @@ def make_round(
 def example_run() -> list[RoundRecord]:
     """Five records with patient-level privacy: complete, with a drop-out, void, repeated, closing evaluation.
 
+    Every answer releases noised metrics of validation patients, and its account pays for them.
     What a dropped hospital spent is unknown to the server, and comes with its next answer.
     """
     rounds = sorted(bare_run(), key=round_order)
@@ -143,11 +145,16 @@ def run_without_privacy() -> list[RoundRecord]:
 
 
 def run_with_site_level(num_sites: int) -> list[RoundRecord]:
-    """`example_run` under a strategy that also bounds what is learnt about one of `num_sites` hospitals."""
+    """`example_run` under a strategy that also bounds what is learnt about one of `num_sites` hospitals.
+
+    Those beyond the four are admitted, and never connected.
+    """
     rounds, releases = [], []
+    others = tuple(_absent(number) for number in range(len(SITES), num_sites))
     for record in example_run():
+        sites = tuple(sorted((*record.sites, *others), key=lambda one: one.site_id))
         if record.status == "void" or record.kind == "evaluate":
-            rounds.append(record)
+            rounds.append(_changed(record, sites=sites, strategy="dp-fedavg"))
             continue
         releases.append(
             SiteLevelRelease(
@@ -161,9 +168,19 @@ def run_with_site_level(num_sites: int) -> list[RoundRecord]:
                 generator="chacha20",
             )
         )
-        site_level = site_level_fact(releases[-1], releases)
-        rounds.append(_changed(record, strategy="dp-fedavg", site_level=site_level))
+        site_level = site_level_fact(releases[-1], releases, num_admitted=len(sites))
+        rounds.append(_changed(record, sites=sites, strategy="dp-fedavg", site_level=site_level))
     return rounds
+
+
+def _absent(number: int) -> SiteFact:
+    site_id = f"regional-{number:02d}"
+    return SiteFact(
+        site_id=site_id,
+        key_id=digest(site_id),
+        status=SiteStatus.NOT_INVITED,
+        declared_train_size=100,
+    )
 
 
 def bare_run() -> list[RoundRecord]:
@@ -194,10 +211,10 @@ def spend_of(
     site_id: str, rounds: Sequence[RoundRecord], *, is_private: bool = True
 ) -> PrivacySpend:
     """What a hospital's ledger says after these rounds, the last of which it answered."""
-    events = [_event(record, site_id, is_private=is_private) for record in rounds]
+    events = [_events(record, site_id, is_private=is_private) for record in rounds]
     return PrivacySpend(
-        round_events=merge_events([events[-1]]),
-        study_events=merge_events(events),
+        round_events=merge_events(events[-1]),
+        study_events=merge_events(event for answer in events for event in answer),
         delta=min(1e-3, 0.1 / SITES[site_id]),
         clipping_norm=1.0 if is_private else None,
         ledger=LedgerPlace(
@@ -206,23 +223,25 @@ def spend_of(
     )
 
 
-def _event(record: RoundRecord, site_id: str, *, is_private: bool) -> Event:
-    """Four epochs of batches of 32 a training round; noised metrics at the closing evaluation."""
+def _events(record: RoundRecord, site_id: str, *, is_private: bool) -> tuple[Event, ...]:
+    """Four epochs of batches of 32 a training round, and noised metrics with every answer."""
     if not is_private:
-        return UnboundedRelease(unit="patient", steps=1)
+        return (UnboundedRelease(unit="patient", steps=1),)
+    metrics = GaussianRelease(
+        unit="patient", noise_multiplier=10.0, steps=1, population="validation", split_id="s1"
+    )
     if record.kind == "evaluate":
-        return GaussianRelease(
-            unit="patient", noise_multiplier=3.0, steps=1, population="validation", split_id="s1"
-        )
+        return (metrics,)
     size = SITES[site_id]
     noise = {"hospital-north": 0.9, "hospital-south": 1.0, "lakeside-clinic": 1.4, "st-anne": 1.35}
-    return PoissonSubsampledGaussian(
+    training = PoissonSubsampledGaussian(
         sampling_rate=min(1.0, 32 / size),
         noise_multiplier=noise[site_id],
         steps=4 * -(-size // 32),
         population="train",
         split_id="s1",
     )
+    return (training, metrics)
 
 
 def _with_accounts(
@@ -233,7 +252,13 @@ def _with_accounts(
     asked = PatientPrivacyFact(
         target_epsilon=target_epsilon, clipping_norm=1.0, tuning="public_or_synthetic_data"
     )
-    return _changed(record, sites=sites, patient_privacy=asked if is_private else None)
+    return _changed(
+        record,
+        sites=sites,
+        patient_privacy=asked if is_private else None,
+        aggregate_train_metrics=mean_metrics(sites, "train"),
+        aggregate_evaluate_metrics=mean_metrics(sites, "evaluate"),
+    )
 
 
 def _with_account(fact: SiteFact, so_far: Sequence[RoundRecord], *, is_private: bool) -> SiteFact:
@@ -246,7 +271,11 @@ def _with_account(fact: SiteFact, so_far: Sequence[RoundRecord], *, is_private: 
         if one.site_id == fact.site_id and one.status is not SiteStatus.NOT_INVITED
     ]
     spend = spend_of(fact.site_id, invited, is_private=is_private)
-    return fact.model_copy(update={"privacy": site_fact(spend)})
+    charged: dict[str, Any] = {"privacy": site_fact(spend)}
+    if is_private:
+        noised = {k: v for k, v in fact.evaluate_metrics.items() if k in METRIC_BOUNDS}
+        charged |= {"train_metrics": {}, "evaluate_metrics": noised}
+    return SiteFact(**{name: getattr(fact, name) for name in SiteFact.model_fields} | charged)
 
 
 def _changed(record: RoundRecord, **values: Any) -> RoundRecord:  # noqa: ANN401 - fields of a record

@@ -23,6 +23,10 @@ from fedhealth.privacy.accounting.events import (
 MIN_SITES_FOR_BADGE: Final = 20
 """Below it the noise that gives a small epsilon is as large as what it hides: no report shows a badge."""
 
+MAX_EPSILON_FOR_BADGE: Final = 10.0
+"""No badge above it. The odds that a site took part may then change by more than exp(10), about 22 000; Ponomareva
+et al. 2023 (arXiv 2303.00654, section 5.2) put the end of what they call reasonable protection there as well."""
+
 SITES: Final = "sites"
 """Stands where a patient's event names the split of a data set: all sites are one population."""
 
@@ -37,7 +41,7 @@ class SiteLevelStatement:
     noise_over_clip: float
     """Least standard deviation of a round's noise on one coordinate of the mean, in clipping norms."""
     is_meaningful: bool
-    """False below 20 sites, without a finite epsilon, or if delta is no less than 1 / num_sites: no badge."""
+    """`earns_badge`: enough sites, an epsilon that says something, noise that nobody can remove."""
     sentence: str
 
     @property
@@ -69,6 +73,14 @@ def default_delta(num_sites: int) -> float:
     return min(1e-3, 0.1 / num_sites)
 
 
+def has_seeded_noise(events: Iterable[Event]) -> bool:
+    """Whether the noise of any of them came from a fixed seed, as in tests."""
+    return any(
+        not isinstance(event, UnboundedRelease) and event.generator == "seeded_for_tests"
+        for event in events
+    )
+
+
 def site_level_events(releases: Iterable[SiteLevelRelease]) -> tuple[Event, ...]:
     """The events of these rounds, equal ones counted together.
 
@@ -77,6 +89,24 @@ def site_level_events(releases: Iterable[SiteLevelRelease]) -> tuple[Event, ...]
     arXiv 1905.03871, theorem 1: the two compose to the multiplier that the study set).
     """
     return merge_events(event for release in releases for event in _events_of(release))
+
+
+def earns_badge(
+    events: Iterable[Event], *, num_sites: int, epsilon: float | None, delta: float
+) -> bool:
+    """Whether the account of these releases may be shown with a badge.
+
+    At least `MIN_SITES_FOR_BADGE` sites, an epsilon of at most `MAX_EPSILON_FOR_BADGE`, a delta below 1 / num_sites,
+    and no noise from a fixed seed.
+
+    Args:
+        events: all releases of the run.
+        num_sites: the smaller of the mean's denominator and, where it is known, the number of admitted sites: a
+            denominator is an option, and does not make hospitals.
+        epsilon: of the events; None without a bound.
+        delta: that epsilon's.
+    """
+    return _why_no_badge(tuple(events), num_sites, epsilon, delta) is None
 
 
 def statement_of_site_level(
@@ -118,15 +148,13 @@ def statement_of_site_level(
         )
     spend = replace(compose(listed, delta=chosen), unit="site")  # without events it cannot know
     share = _least_multiplier(listed) / num_sites if noise_over_clip is None else noise_over_clip
-    is_meaningful = (
-        math.isfinite(spend.epsilon) and num_sites >= MIN_SITES_FOR_BADGE and chosen * num_sites < 1
-    )
+    reason = _why_no_badge(listed, num_sites, spend.epsilon, chosen)
     return SiteLevelStatement(
         spend=spend,
         num_sites=num_sites,
         noise_over_clip=share,
-        is_meaningful=is_meaningful,
-        sentence=_sentence(spend, num_sites, share, is_meaningful=is_meaningful),
+        is_meaningful=reason is None,
+        sentence=_sentence(spend, num_sites, share, reason),
     )
 
 
@@ -154,23 +182,34 @@ def _least_multiplier(events: tuple[Event, ...]) -> float:
     return min(multipliers, default=0.0)
 
 
-def _sentence(spend: Spend, num_sites: int, share: float, *, is_meaningful: bool) -> str:
+def _why_no_badge(
+    events: tuple[Event, ...], num_sites: int, epsilon: float | None, delta: float
+) -> str | None:
+    """The first reason against a badge, as the end of a sentence; None where there is none."""
+    if num_sites < MIN_SITES_FOR_BADGE:
+        return f"with fewer than {MIN_SITES_FOR_BADGE} sites this is no protection to rely on"
+    if epsilon is None or not math.isfinite(epsilon):
+        return "something left without noise, so nothing bounds it"
+    if epsilon > MAX_EPSILON_FOR_BADGE:
+        return f"an epsilon above {MAX_EPSILON_FOR_BADGE:g} bounds next to nothing"
+    if has_seeded_noise(events):
+        return "the noise came from a fixed seed, and who knows the seed can remove it"
+    if delta * num_sites >= 1:
+        return (
+            "delta is not below 1 / number of sites, so publishing one site whole would be allowed"
+        )
+    return None
+
+
+def _sentence(spend: Spend, num_sites: int, share: float, reason: str | None) -> str:
     models = f"Against somebody who sees only the models, a whole site has epsilon {_number(spend.epsilon)}"
     said = f"{models} at delta {spend.delta:.2g} (add or remove one site)"
     noise = (
         f"in every round each coordinate of the mean carries noise of at least {share:.2g} clipping norms, "
         f"and one of the {num_sites} sites moves the mean by at most {1 / num_sites:.2g} of them."
     )
-    if is_meaningful:
+    if reason is None:
         return f"{said}; {noise}"
-    if num_sites < MIN_SITES_FOR_BADGE:
-        reason = f"with fewer than {MIN_SITES_FOR_BADGE} sites this is no protection to rely on"
-    elif not math.isfinite(spend.epsilon):
-        reason = "something left without noise, so nothing bounds it"
-    else:
-        reason = (
-            "delta is not below 1 / number of sites, so publishing one site whole would be allowed"
-        )
     return f"{said}; {noise} No badge: {reason}."
 
 

@@ -3,10 +3,13 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fedhealth_strategies.dp_fedavg import DpFedAvg
+from fedhealth_strategies.dp_ftrl import DpFtrl
 from pydantic import ValidationError
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -22,7 +25,6 @@ from fedhealth.privacy.accounting.events import (
     UnboundedRelease,
     merge_events,
 )
-from fedhealth.report import privacy_facts
 from fedhealth.report.privacy import (
     MAX_KINDS,
     check_privacy,
@@ -33,7 +35,13 @@ from fedhealth.report.privacy import (
     spend_is_consistent,
 )
 from fedhealth.report.privacy_facts import SitePrivacyFact
-from fedhealth.report.record import NotEvidenced, RoundRecord, SiteStatus, StrategySetting
+from fedhealth.report.record import (
+    NotEvidenced,
+    RoundRecord,
+    SiteStatus,
+    StrategySetting,
+    unevidenced,
+)
 from fedhealth.testing.example_rounds import (
     SITES,
     bare_run,
@@ -262,6 +270,7 @@ def test_a_site_without_a_bound_is_the_headline() -> None:
     dump = ROUNDS[0].model_dump(mode="json")
     bare = run_without_privacy()[0].model_dump(mode="json")
     dump["sites"][2]["privacy"] = bare["sites"][2]["privacy"]
+    dump["not_evidenced"] = list(NotEvidenced)
     top = headline(RoundRecord.model_validate(dump))
     assert top is not None
     assert top.site_id == dump["sites"][2]["site_id"]
@@ -291,6 +300,21 @@ def test_what_is_open_follows_from_the_accounts() -> None:
         RoundRecord.model_validate(dump)
 
 
+def test_the_privacy_cost_stays_open_while_one_hospital_has_no_bound() -> None:
+    is_open = NotEvidenced.PRIVACY_ACCOUNTING
+    bare = run_without_privacy()[0].sites
+    for other in (bare[2], bare[2].model_copy(update={"privacy": None})):
+        mixed = (*ROUNDS[0].sites[:2], other, ROUNDS[0].sites[3])
+        assert is_open in unevidenced(mixed, None)
+        for num_sites, stays in ((4, True), (24, False)):
+            level = run_with_site_level(num_sites)[0].site_level
+            assert (is_open in unevidenced(mixed, level)) is stays
+    void = ROUNDS[2].sites
+    assert is_open not in unevidenced(void, None)  # what was not used was spent all the same
+    nobody = [s for s in void if not s.has_answered]
+    assert is_open in unevidenced(nobody, None)
+
+
 def release(num_sites: int, noise: float = 2.0) -> SiteLevelRelease:
     return SiteLevelRelease(
         mechanism="dp-fedavg",
@@ -305,25 +329,66 @@ def release(num_sites: int, noise: float = 2.0) -> SiteLevelRelease:
 
 
 def test_site_level_epsilon_is_that_of_the_closed_form_over_all_rounds() -> None:
-    fact = site_level_fact(release(30), [release(30)] * 10)
+    fact = site_level_fact(release(30), [release(30)] * 10, num_admitted=30)
     assert fact is not None
     assert fact.epsilon is not None
     exact = closed_form(2.0, 10, fact.delta)
     assert exact * (1 - 1e-9) <= fact.epsilon <= exact * 1.005
-    assert site_level_fact(None, []) is None
+    assert site_level_fact(None, [], num_admitted=30) is None
 
 
 @pytest.mark.parametrize(("num_sites", "shows"), [(4, False), (19, False), (20, True), (50, True)])
 def test_no_badge_below_twenty_sites(num_sites: int, shows: bool) -> None:
-    fact = site_level_fact(release(num_sites), [release(num_sites)])
-    assert fact is not None
-    assert fact.shows_badge is shows
+    for denominator, admitted in ((num_sites, num_sites), (num_sites, 60), (60, num_sites)):
+        fact = site_level_fact(release(denominator), [release(denominator)], num_admitted=admitted)
+        assert fact is not None
+        assert fact.shows_badge is shows
+    record = run_with_site_level(num_sites)[0]
+    assert record.site_level is not None
+    assert record.site_level.shows_badge is shows
+    dump = record.model_dump(mode="json")
+    dump["site_level"]["shows_badge"] = not shows
     with pytest.raises(ValidationError, match="badge"):
-        type(fact).model_validate(fact.model_dump(mode="json") | {"shows_badge": not shows})
+        RoundRecord.model_validate(dump)
+
+
+def test_no_badge_for_an_epsilon_that_says_nothing_or_for_noise_from_a_seed() -> None:
+    loose = release(30, noise=0.3)
+    assert closed_form(0.3, 1, 1e-3) > site_level.MAX_EPSILON_FOR_BADGE
+    seeded = replace(release(30), generator="seeded_for_tests")
+    for releases in ([loose], [release(30)] * 40, [seeded], [release(30), seeded]):
+        fact = site_level_fact(releases[-1], releases, num_admitted=30)
+        assert fact is not None
+        assert not fact.shows_badge
+        with pytest.raises(ValidationError, match="badge"):
+            type(fact).model_validate(fact.model_dump(mode="json") | {"shows_badge": True})
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3])
+def test_a_round_whose_clipping_norm_adapts_is_one_model_and_one_count(num_rounds: int) -> None:
+    strategy = DpFedAvg(
+        num_sites=30, noise_multiplier=1.5, clipping_norm=0.4, adaptive_clipping=True
+    )
+    releases = strategy.planned_releases(num_rounds)
+    fact = site_level_fact(releases[-1], releases, num_admitted=30)
+    assert fact is not None
+    assert fact.num_model_releases == num_rounds
+    equal = replace(releases[0], quantile_multiplier=releases[0].noise_multiplier)
+    merged = site_level_fact(equal, [equal] * num_rounds, num_admitted=30)
+    assert merged is not None
+    assert merged.num_model_releases == num_rounds
+
+
+def test_rounds_with_correlated_noise_are_one_model_each() -> None:
+    strategy = DpFtrl(num_sites=30, noise_multiplier=9.0, clipping_norm=0.4, bands=3)
+    releases = strategy.planned_releases(5)
+    for number in range(1, 6):
+        fact = site_level_fact(releases[number - 1], releases[:number], num_admitted=30)
+        assert fact is not None
+        assert fact.num_model_releases == number
 
 
 def test_limits_are_the_ones_of_the_accounting() -> None:
-    assert privacy_facts.MIN_SITES_FOR_BADGE == site_level.MIN_SITES_FOR_BADGE
     assert set(StrategySetting.__args__) == STRATEGY_CONFIG_ALLOWED
 
 

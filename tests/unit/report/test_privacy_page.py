@@ -1,5 +1,6 @@
 """The privacy section of a page: an epsilon never stands alone, and no bound is said in words."""
 
+import math
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from fedhealth.report import charts, wording
 from fedhealth.report.privacy import largest
 from fedhealth.report.privacy_page import round_section, run_section, up
-from fedhealth.report.record import RoundRecord
+from fedhealth.report.record import NotEvidenced, RoundRecord, SiteFact
 from fedhealth.report.render import render_round, render_run
 from fedhealth.testing.example_rounds import (
     SITES,
@@ -85,6 +86,7 @@ def test_one_hospital_without_a_bound_is_the_headline() -> None:
     dump["sites"][1]["privacy"] = run_without_privacy()[0].model_dump(mode="json")["sites"][1][
         "privacy"
     ]
+    dump["not_evidenced"] = list(NotEvidenced)
     section = round_section(RoundRecord.model_validate(dump), [])
     assert section.tile == "No bound"
     assert section.summary == f"{wording.UNBOUNDED} of hospital-south."
@@ -140,7 +142,7 @@ def test_noise_from_a_fixed_seed_is_said() -> None:
 
 def test_steps_of_the_round_and_of_the_study_are_told_apart() -> None:
     rows = [row for row in round_section(ROUNDS[1], ROUNDS[:1]).events if row.name == "st-anne"]
-    assert [(row.steps_now, row.steps_all) for row in rows] == [("12", "24")]
+    assert [(row.steps_now, row.steps_all) for row in rows] == [("12", "24"), ("1", "2")]
 
 
 @pytest.mark.parametrize("num_sites", [4, 19])
@@ -158,6 +160,57 @@ def test_enough_hospitals_get_a_badge_with_delta() -> None:
     page = render_round(rounds[0], previous=None)
     assert re.search(r"Hospital-level epsilon [\d.]+ at delta [\d.]+", page)
     assert "no badge is shown" not in page
+
+
+def test_an_epsilon_that_says_nothing_gets_no_badge_and_a_note() -> None:
+    rounds = run_with_site_level(24)
+    dump = rounds[0].model_dump(mode="json")
+    dump["site_level"] |= {"shows_badge": False, "epsilon": 10.5, "epsilon_rdp": 11.0}
+    section = round_section(RoundRecord.model_validate(dump), [])
+    assert section.badge == ""
+    assert section.site_level_notes == (wording.large_epsilon("10"),)
+    assert "an epsilon above 10 bounds next to nothing" in section.site_level_notes[0]
+
+
+def test_site_level_noise_from_a_fixed_seed_is_said() -> None:
+    assert run_section(run_with_site_level(24)).site_level_notes == ()
+    dump = run_with_site_level(24)[0].model_dump(mode="json")
+    for key in ("round_events", "run_events"):
+        dump["site_level"][key][0]["generator"] = "seeded_for_tests"
+    dump["site_level"]["shows_badge"] = False
+    page = render_round(RoundRecord.model_validate(dump), previous=None)
+    assert wording.SEEDED_SITES in page
+    assert "Hospital-level epsilon" not in page
+
+
+def test_a_void_rounds_page_says_that_it_cost_its_patients_all_the_same() -> None:
+    assert wording.VOID_COST in round_section(ROUNDS[2], ROUNDS[:2]).notes
+    for record in (ROUNDS[0], run_without_privacy()[0], bare_run()[2]):
+        assert wording.VOID_COST not in round_section(record, []).notes
+
+
+def test_an_epsilon_is_told_as_odds_and_a_large_one_as_weak() -> None:
+    first, last = round_section(ROUNDS[0], []), run_section(ROUNDS)
+    for section in (first, last):
+        epsilon = max(s.privacy.epsilon or 0 for s in section_sites(section is last) if s.privacy)
+        assert f"by at most a factor of {up(math.exp(epsilon))} (exp of epsilon)" in section.summary
+        assert "As a worst case that is a weak bound" in section.summary
+    assert "weak" not in wording.odds(1.0, up(math.e))
+    dump = ROUNDS[0].model_dump(mode="json")
+    dump["sites"][0]["privacy"] |= {"epsilon": 900.0, "epsilon_rdp": 900.0}
+    assert "a factor of more than a million" in (
+        round_section(RoundRecord.model_validate(dump), []).summary
+    )
+
+
+def section_sites(is_last: bool) -> tuple[SiteFact, ...]:
+    return ROUNDS[-1 if is_last else 0].sites
+
+
+def test_two_hospitals_of_one_patient_compose_to_at_most_the_sum() -> None:
+    text = text_of(RUN_PAGE)
+    assert "compose: to at most the sum of the epsilons" in text
+    assert "the epsilons add up" not in text
 
 
 def test_both_units_stand_side_by_side_and_are_not_added() -> None:

@@ -15,6 +15,7 @@ from fedhealth.report.record import (
     NotEvidenced,
     RoundRecord,
     RunRecord,
+    SiteFact,
     SiteStatus,
     canonical_json,
     mean_metrics,
@@ -23,6 +24,7 @@ from fedhealth.report.record import (
 )
 from fedhealth.report.schema import MetricName
 from fedhealth.testing.example_rounds import (
+    bare_run,
     example_run,
     run_with_site_level,
     run_without_privacy,
@@ -173,8 +175,10 @@ CONTRADICTIONS: dict[str, tuple[int, tuple[str | int, ...], object]] = {
     "a tensor twice": (0, ("tensors", 1, "name"), "image.conv1.weight"),
     "another number of parameters": (0, ("num_parameters",), 994),
     "another tensor spec": (0, ("tensor_spec_sha256",), "0" * 64),
-    "an AUC above one": (0, ("sites", 0, "evaluate_metrics", "auc"), 1.01),
-    "a metric that is not a number": (0, ("sites", 0, "evaluate_metrics", "auc"), float("nan")),
+    "a Brier score above one": (0, ("sites", 0, "evaluate_metrics", "brier"), 1.01),
+    "a metric that is not a number": (0, ("sites", 0, "evaluate_metrics", "brier"), float("nan")),
+    "a mean that no site released": (0, ("aggregate_evaluate_metrics",), {"auc": 0.9}),
+    "a training mean that no site released": (0, ("aggregate_train_metrics",), {"train_loss": 0.3}),
     "negative bytes": (0, ("sites", 0, "update_bytes"), -1),
     "a Flower run id as a number": (0, ("flower_run_id",), 12),
     "a repeated line of what is not evidenced": (0, ("not_evidenced", 1), "secure_aggregation"),
@@ -189,8 +193,53 @@ def test_contradiction_is_refused(name: str) -> None:
         RoundRecord.model_validate(replaced(DUMPS[index], path, value))
 
 
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"train_metrics": {"train_loss": 0.3}}, "training patients"),
+        ({"evaluate_metrics": {"auc": 0.8}}, "no bound for one patient"),
+        ({"evaluate_metrics": {"calibration_error": 0.1}}, "no bound for one patient"),
+        ({"evaluate_metrics": {"brier": 0.2}, "unpaid": True}, "did not pay for"),
+    ],
+)
+def test_a_bounded_account_stands_beside_metrics_that_it_paid_for_only(
+    metrics: dict[str, Any], reason: str
+) -> None:
+    dump = ROUNDS[0].sites[0].model_dump(mode="json")
+    if metrics.pop("unpaid", False):  # the release of metrics is in another round
+        dump["privacy"]["round_events"] = dump["privacy"]["round_events"][:1]
+    with pytest.raises(ValidationError, match=reason):
+        SiteFact.model_validate(dump | metrics)
+    bare = run_without_privacy()[0].sites[0].model_dump(mode="json")
+    SiteFact.model_validate(bare | metrics)  # claims no bound, may say anything
+
+
+SITE_LEVEL_CONTRADICTIONS: dict[str, tuple[tuple[str | int, ...], object]] = {
+    "another strategy": (("strategy",), "fedavg"),
+    "less noise than the event says": (("site_level", "noise_std"), 1.5 * 0.4 / 24 * 0.999),
+    "more noise than the event says": (("site_level", "noise_std"), 1.5 * 0.4 / 24 * 1.001),
+    "another denominator": (("site_level", "num_sites"), 25),
+    "no denominator": (("site_level", "num_sites"), 0),
+    "another clipping norm": (("site_level", "clipping_norm"), 0.5),
+    "more releases than rounds": (("round_number",), 1),
+    "three releases in a round": (("site_level", "round_events", 0, "steps"), 3),
+    "no badge where there should be one": (("site_level", "shows_badge"), False),
+    "a badge for hospitals that are not there": (("sites",), None),
+}
+
+
+@pytest.mark.parametrize("name", SITE_LEVEL_CONTRADICTIONS)
+def test_a_site_level_account_that_contradicts_its_record_is_refused(name: str) -> None:
+    dump = run_with_site_level(24)[1].model_dump(mode="json")
+    assert RoundRecord.model_validate(dump).site_level is not None
+    path, value = SITE_LEVEL_CONTRADICTIONS[name]
+    value = dump["sites"][:19] if path == ("sites",) else value
+    with pytest.raises(ValidationError):
+        RoundRecord.model_validate(replaced(dump, path, value))
+
+
 def test_mean_is_weighted_by_declared_size_over_metrics_that_all_released() -> None:
-    sites = ROUNDS[0].sites
+    sites = bare_run()[0].sites
     means = mean_metrics(sites, "evaluate")
     assert "auc" not in means  # st-anne's validation patients are of one class
     total = sum(site.declared_train_size for site in sites)

@@ -1,5 +1,6 @@
 """What a round's record says about privacy: answers that count have an account, others none."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,16 @@ VECTOR = np.zeros(4, dtype=np.float32)
 SPEC = TensorSpec.of({"body.weight": VECTOR})
 TIME = "2026-03-02T09:00:00Z"
 RUN = RunPlan(name="federated", num_rounds=2)
+NOISED_RUN = RunPlan.model_validate(
+    {
+        "name": RUN.name,
+        "num_rounds": 2,
+        "strategy": {
+            "name": "dp-fedavg",
+            "options": {"num_sites": 24, "noise_multiplier": 2.0, "clipping_norm": 1.0},
+        },
+    }
+)
 ROUNDS = example_run()
 NAMES = list(SITES)
 LINES = {
@@ -104,6 +115,7 @@ def answer(name: str, *, is_private: bool, drop: DropCode | None = None) -> Site
 
 def record(
     *,
+    num_admitted: int = 4,
     is_private: bool = True,
     status: Literal["complete", "void"] = "complete",
     site_level: bool = False,
@@ -113,7 +125,8 @@ def record(
     asked = RoundPrivacy(
         unit="patient", target_epsilon=8.0, noise_multiplier=None, clipping_norm=1.0
     )
-    levels: dict[str, Any] = {"site_level": RELEASE, "site_level_so_far": (RELEASE, RELEASE)}
+    one = replace(RELEASE, denominator=24, noise_std=2.0 / 24)
+    levels: dict[str, Any] = {"site_level": one, "site_level_so_far": (one,)}
     mean = Aggregate(
         vector=VECTOR, train_metrics={}, evaluate_metrics={}, **(levels if site_level else {})
     )
@@ -129,7 +142,14 @@ def record(
         closed_at=TIME,
         seconds={},
     )
-    return round_record(outcome, RUN, list(LINES.values()), {})
+    others = [
+        line.model_copy(
+            update={"entry": line.entry.model_copy(update={"site_id": f"other-{number}"})}
+        )
+        for number, line in enumerate([LINES[NAMES[0]]] * (num_admitted - 4))
+    ]
+    run = NOISED_RUN if site_level else RUN
+    return round_record(outcome, run, [*LINES.values(), *others], {})
 
 
 @pytest.mark.parametrize("status", ["complete", "void"])
@@ -165,12 +185,22 @@ def test_a_study_without_privacy_is_recorded_as_without_a_bound() -> None:
 def test_site_level_releases_of_the_run_are_recorded_apart_from_patients() -> None:
     written = record(is_private=False, site_level=True)
     assert written.site_level is not None
-    assert written.site_level.run_events[0].steps == 2
+    assert written.site_level.run_events[0].steps == 1
     assert written.site_level.round_events[0].steps == 1
-    assert not written.site_level.shows_badge
-    assert NotEvidenced.PRIVACY_ACCOUNTING not in written.not_evidenced
+    assert NotEvidenced.PRIVACY_ACCOUNTING in written.not_evidenced
     assert record().site_level is None
     check_privacy(written)
+
+
+@pytest.mark.parametrize(("num_admitted", "shows"), [(4, False), (19, False), (20, True)])
+def test_a_badge_needs_admitted_sites_and_not_only_a_large_denominator(
+    num_admitted: int, shows: bool
+) -> None:
+    written = record(is_private=False, site_level=True, num_admitted=num_admitted)
+    assert written.site_level is not None
+    assert written.site_level.num_sites == 24
+    assert written.site_level.shows_badge is shows
+    assert (NotEvidenced.PRIVACY_ACCOUNTING not in written.not_evidenced) is shows
 
 
 def test_what_the_strategy_told_the_sites_is_recorded() -> None:

@@ -13,6 +13,7 @@ from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.events import GaussianRelease, UnboundedRelease
 from fedhealth.privacy.accounting.matrix_mechanism import sensitivity
 from fedhealth.privacy.accounting.site_level import (
+    MAX_EPSILON_FOR_BADGE,
     default_delta,
     site_level_events,
     statement_of_site_level,
@@ -106,6 +107,26 @@ def test_something_that_left_without_noise_has_no_bound_and_no_badge() -> None:
     assert math.isinf(found.epsilon)
     assert not found.is_meaningful
     assert "epsilon infinity" in found.sentence
+
+
+@pytest.mark.parametrize(("multiplier", "is_badge"), [(0.42, True), (0.38, False)])
+def test_an_epsilon_above_ten_says_nothing(multiplier: float, is_badge: bool) -> None:
+    exact = closed_form(multiplier, 1e-3)
+    assert (exact < MAX_EPSILON_FOR_BADGE) is is_badge
+    found = statement_of_site_level(site_level_events(releases(1, noise_multiplier=multiplier)), 25)
+    assert found.is_meaningful is is_badge
+    assert (
+        "No badge: an epsilon above 10 bounds next to nothing." in found.sentence
+    ) is not is_badge
+
+
+def test_noise_from_a_fixed_seed_earns_no_badge() -> None:
+    (event,) = site_level_events(releases(1, noise_multiplier=4.0))
+    assert statement_of_site_level([event], 25).is_meaningful
+    seeded = event.model_copy(update={"generator": "seeded_for_tests"})
+    found = statement_of_site_level([event, seeded], 25)
+    assert not found.is_meaningful
+    assert "fixed seed" in found.sentence
 
 
 def test_a_patients_event_is_never_mixed_in() -> None:
