@@ -19,6 +19,7 @@ class Alternative:
     noise_per_coordinate: float
     planned_steps: int
     epsilon: float
+    delta: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ def alternatives(study: Study, declared_train_size: int) -> tuple[Alternative, .
                 / plan.expected_batch_size,
                 planned_steps=plan.planned_steps,
                 epsilon=compose(plan.planned_events(), delta=plan.delta).epsilon,
+                delta=plan.delta,
             )
         )
     return tuple(planned)

@@ -69,10 +69,29 @@ def _sizes(study: Study, privacy: PatientPrivacy) -> Iterator[Finding]:
             "ceil(declared_train_size / batch_size) steps a round, each with patients drawn by chance."
         )
         yield Finding(level="note", code="FH-PRIVACY-048", text=text)
-    if privacy.delta is not None:
-        largest = int(DELTA_SHARE / privacy.delta)
+    if privacy.delta is None:
+        return
+    largest = _largest_size(privacy.delta)
+    if largest == 0:
+        text = (
+            f"privacy.delta is {privacy.delta:g}: no site of any size can take it, since it is above "
+            f"{DELTA_SHARE:g} / declared_train_size everywhere. Leave it out, and each site takes the delta of its "
+            f"size, or write at most {DELTA_SHARE:g} / the largest declared_train_size (1e-4 for 1000 patients)."
+        )
+        yield Finding(level="error", code="FH-PRIVACY-043", text=text)
+    else:
         text = (
             f"privacy.delta is {privacy.delta:g}: sites that declare more than {largest} training patients "
             "will refuse the study. Leave it out, and each site takes the delta of its size."
         )
         yield Finding(level="warning", code="FH-PRIVACY-049", text=text)
+
+
+def _largest_size(delta: float) -> int:
+    """The largest declared size that `check_delta` accepts with that delta; 0: none."""
+    near = int(DELTA_SHARE / delta)
+    # The quotient is rounded: its neighbours decide by the comparison that sites make.
+    fitting = [
+        size for size in (near - 1, near, near + 1) if size > 0 and delta <= DELTA_SHARE / size
+    ]
+    return max(fitting, default=0)

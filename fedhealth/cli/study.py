@@ -93,11 +93,14 @@ def privacy(  # noqa: PLR0917 - typer passes options by name
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """What the study costs a patient at sites of given sizes, and what its noise does."""
+    """What the study costs a patient at sites of given sizes, and what its noise does. Exit 3 if it cannot run."""
+    from fedhealth.cli.privacy_findings import privacy_findings
     from fedhealth.cli.study_privacy import forecast, payload, text, with_target
+    from fedhealth.config.check import require_no_errors
     from fedhealth.config.load import load_site, load_study
 
     planned = with_target(load_study(study), target_epsilon)
+    require_no_errors(study, list(privacy_findings(planned)))
     configs = [load_site(path) for path in site_config or ()]
     result = forecast(planned, sizes=sites or (), configs=configs, build=build)
     for line in text(result):

@@ -1,16 +1,22 @@
 """`fedhealth study privacy`: what a study costs a patient at sites of given sizes, and what its noise does.
 
-Imports no torch, but with `build`.
+Imports torch with `build`, and where the study's training method does.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Final
 
 from fedhealth.cli.noise_hints import Alternative, ModelSize, alternatives, model_sizes
 from fedhealth.cli.output import table
-from fedhealth.cli.site_level_plan import SiteLevelRun, site_level_runs
+from fedhealth.cli.site_level_plan import (
+    SiteLevelRun,
+    SiteLevelStudy,
+    site_level_runs,
+    site_level_study,
+)
 from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
@@ -60,6 +66,7 @@ class Forecast:
     alternatives: tuple[Alternative, ...]
     models: tuple[ModelSize, ...]
     site_level: tuple[SiteLevelRun, ...]
+    site_level_study: SiteLevelStudy | None
 
 
 def with_target(study: Study, target_epsilon: float | None) -> Study:
@@ -96,6 +103,7 @@ def forecast(
     asked += [(size, None) for size in (EXAMPLE_SIZES if are_examples else sizes)]
     sites = tuple(site for size, config in asked if (site := _site(study, size, config)))
     smallest = min((site.declared_train_size for site in sites), default=None)
+    site_level = site_level_runs(study)
     return Forecast(
         study=study,
         are_examples=are_examples,
@@ -103,7 +111,8 @@ def forecast(
         unprotected_refusals=() if study.privacy else tuple(map(_unprotected, configs)),
         alternatives=alternatives(study, smallest) if smallest else (),
         models=model_sizes(study) if build and study.privacy else (),
-        site_level=site_level_runs(study),
+        site_level=site_level,
+        site_level_study=site_level_study(study, site_level),
     )
 
 
@@ -170,6 +179,7 @@ def payload(result: Forecast) -> dict[str, object]:
         "alternatives": [asdict(item) for item in result.alternatives],
         "models": [asdict(item) for item in result.models],
         "site_level_runs": [run.payload() for run in result.site_level],
+        "site_level_study": result.site_level_study and result.site_level_study.payload(),
     }
 
 
@@ -240,6 +250,8 @@ def text(result: Forecast) -> Iterator[str]:
             f"Run {run.name} ({run.strategy}) protects whole sites, which is another unit and is kept apart. "
             f"{run.statement.sentence}"
         )
+    if result.site_level_study is not None:
+        yield result.site_level_study.line()
 
 
 def _protected(result: Forecast) -> Iterator[str]:
@@ -280,9 +292,9 @@ def _row(site: SiteForecast) -> tuple[object, ...]:
         max(plan.steps_per_round.values()),
         plan.planned_steps,
         f"{plan.noise_multiplier:.4g}",
-        site.spend.epsilon,
-        site.spend.epsilon_rdp,
-        f"{plan.delta:.2e}",
+        _decimals_up(site.spend.epsilon),
+        _decimals_up(site.spend.epsilon_rdp),
+        _delta(plan.delta),
     )
 
 
@@ -326,5 +338,21 @@ def _alternative_hints(result: Forecast) -> Iterator[str]:
     for item in result.alternatives:
         yield (
             f"{smallest} patients, {item.what}: noise multiplier {item.noise_multiplier:.4g}, noise per coordinate "
-            f"{item.noise_per_coordinate:.3g}, {item.planned_steps} steps, epsilon {item.epsilon:.3g}."
+            f"{item.noise_per_coordinate:.3g}, {item.planned_steps} steps, epsilon {_up(item.epsilon, 4):.4g} at "
+            f"delta {_delta(item.delta)}."
         )
+
+
+def _delta(value: float) -> str:
+    return f"{_up(value, 3):.2e}"
+
+
+def _up(value: float, digits: int) -> float:
+    """So many significant digits, never rounded down: a bound that is shown lower than it is would be none."""
+    context = Context(prec=digits, rounding=ROUND_CEILING)
+    return float(context.create_decimal(Decimal(repr(value))))
+
+
+def _decimals_up(epsilon: float) -> float:
+    """The three decimals of a table, never rounded down."""
+    return float(Decimal(repr(epsilon)).quantize(Decimal("0.001"), rounding=ROUND_CEILING))

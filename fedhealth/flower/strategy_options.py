@@ -1,4 +1,4 @@
-"""Make a strategy from its name and options in the study; refuse unknown names and options and wrong values."""
+"""Make a strategy from its name and options in the study; refuse unknown, wrong and missing ones."""
 
 import inspect
 import typing
@@ -22,7 +22,8 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     Raises:
         ConfigError: FH-CONFIG-010 to 012 not installed, FH-STRATEGY-012 not a Flower strategy,
             FH-STRATEGY-013 unknown option, FH-STRATEGY-014 wrong value, FH-STRATEGY-015 the run's
-            personalisation is not the strategy's; whatever the strategy's own `check_run` raises.
+            personalisation is not the strategy's, FH-STRATEGY-018 a required option is missing; whatever the
+            strategy's own `check_run` raises.
     """
     name = run.strategy.name
     kind = plugins.load("fedhealth.strategies", name)
@@ -36,6 +37,7 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     options = dict(run.strategy.options)
     _check_options(name, options, parameters)
     defaults = {key: value for key, value in _takes_all(min_cohort).items() if key in parameters}
+    _check_complete(kind, name, defaults | options)
     strategy = _construct(kind, name, defaults | options)
     _check_personalisation(strategy, run)
     check_run = getattr(strategy, "check_run", None)
@@ -53,6 +55,11 @@ def _takes_all(min_cohort: int) -> dict[str, float]:
     }
 
 
+def _named_parameters(kind: type[Strategy]) -> list[inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p for p in inspect.signature(kind).parameters.values() if p.kind in named]
+
+
 def _parameters(kind: type[Strategy]) -> dict[str, Any]:
     """Constructor parameters by name, with their annotation."""
     try:
@@ -61,9 +68,7 @@ def _parameters(kind: type[Strategy]) -> dict[str, Any]:
         NameError
     ):  # an annotation that exists for type checkers only: its value goes unchecked here
         hints = {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(kind).parameters.values()
-    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind in named}
+    return {p.name: hints.get(p.name, Any) for p in _named_parameters(kind)}
 
 
 def _check_options(name: str, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
@@ -83,6 +88,23 @@ def _check_options(name: str, options: Mapping[str, Any], parameters: Mapping[st
             continue  # a type of the author's own; the constructor checks it
         except ValidationError as error:
             raise _wrong_value(name, key, error.errors()[0]["msg"]) from None
+
+
+def _check_complete(kind: type[Strategy], name: str, options: Mapping[str, Any]) -> None:
+    missing = [
+        p.name
+        for p in _named_parameters(kind)
+        if p.default is inspect.Parameter.empty and p.name not in options
+    ]
+    if missing:
+        *others, last = missing
+        listed = f"{', '.join(others)} and {last}" if others else last
+        raise ConfigError(
+            "FH-STRATEGY-018",
+            f"strategy {name!r} needs the option{'s' if others else ''} {listed}.",
+            why="The strategy has no default for what the consortium must decide.",
+            fix=f"Write {'them' if others else 'it'} into the run's strategy options in the study.",
+        )
 
 
 def _construct(kind: type[Strategy], name: str, options: Mapping[str, Any]) -> Strategy:

@@ -10,7 +10,7 @@ from fedhealth.config.privacy import SitePrivacy
 from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.accountants import compose, rdp_bound
 from fedhealth.privacy.accounting.events import Event, merge_events
-from fedhealth.privacy.accounting.plan import SitePlan, check_delta
+from fedhealth.privacy.accounting.plan import SitePlan, check_delta, default_delta
 
 ROUNDING = 1e-9
 """Relative slack of a comparison with a limit: floats, not privacy."""
@@ -18,6 +18,9 @@ ROUNDING = 1e-9
 
 def check_plan(policy: SitePrivacy, plan: SitePlan | None, *, declared_train_size: int) -> None:
     """Is what the study plans inside this hospital's limits?
+
+    What all studies may cost is worked out at the delta of the site's size, or at the study's where that is
+    smaller: a study that chose a large delta would show a small epsilon.
 
     Raises:
         PrivacyError: FH-PRIVACY-020 the study has no patient-level privacy and the hospital has limits, 021 the
@@ -29,18 +32,18 @@ def check_plan(policy: SitePrivacy, plan: SitePlan | None, *, declared_train_siz
         return
     check_delta(plan.delta, declared_train_size)
     _check_mechanism(policy, plan)
-    limits = (policy.max_epsilon_per_study, policy.max_epsilon_per_dataset)
-    if all(limit is None for limit in limits):
-        return
+    data_delta = min(plan.delta, default_delta(declared_train_size))
+    limits = (
+        ("021", policy.max_epsilon_per_study, "max_epsilon_per_study", plan.delta),
+        ("022", policy.max_epsilon_per_dataset, "max_epsilon_per_dataset", data_delta),
+    )
     events = plan.planned_events()
-    for limit, number, key in zip(
-        limits, ("021", "022"), ("max_epsilon_per_study", "max_epsilon_per_dataset"), strict=True
-    ):
-        if limit is not None and not _is_inside(events, limit, plan.delta):
-            epsilon = compose(events, delta=plan.delta).epsilon
+    for number, limit, key, delta in limits:
+        if limit is not None and not _is_inside(events, limit, delta):
+            epsilon = compose(events, delta=delta).epsilon
             raise PrivacyError(
                 f"FH-PRIVACY-{number}",
-                f"the study would cost a patient epsilon {epsilon:.4g} (delta {plan.delta:.3g}); this site "
+                f"the study would cost a patient epsilon {epsilon:.4g} (delta {delta:.3g}); this site "
                 f"allows {limit:g} (privacy.{key}).",
                 why="The whole study is planned, spare rounds included: it would have to stop on the way.",
                 fix="Ask the coordinator for a lower target_epsilon, or raise the limit in site.yaml.",
@@ -69,9 +72,10 @@ def check_budget(
     dataset_events: Iterable[Event],
     new_events: Iterable[Event],
     delta: float,
+    dataset_delta: float | None = None,
     target_epsilon: float | None = None,
 ) -> None:
-    """Is there budget for `new_events` after what was reserved before?
+    """Is there budget for `new_events` after what was reserved before? Without new events: yes, nothing is spent.
 
     Args:
         policy: the hospital's limits.
@@ -79,6 +83,8 @@ def check_budget(
         dataset_events: reserved on this data by all studies so far, this one included.
         new_events: what is asked for now.
         delta: of the study's plan at this site.
+        dataset_delta: at which all studies together are held to their limit; one that no study chooses, so that
+            none can make the others' spending look small. Left out: `delta`.
         target_epsilon: what the study promises its patients over all its runs, if it promises an epsilon.
 
     Raises:
@@ -86,19 +92,26 @@ def check_budget(
             study promised.
     """
     new = tuple(new_events)
+    if not new:
+        return
+    data_delta = delta if dataset_delta is None else dataset_delta
     in_study = merge_events((*study_events, *new))
     on_data = merge_events((*dataset_events, *new))
-    study, data = "this study", "all studies on this data"
-    limits = (
-        ("030", in_study, policy.max_epsilon_per_study, study, "privacy.max_epsilon_per_study"),
-        ("031", on_data, policy.max_epsilon_per_dataset, data, "privacy.max_epsilon_per_dataset"),
-        ("032", in_study, target_epsilon, study, "target_epsilon in study.yaml"),
+    of_study, of_data = (
+        ("this study", in_study, delta),
+        ("all studies on this data", on_data, data_delta),
     )
-    for number, events, limit, whose, key in limits:
-        if limit is not None and not _is_inside(events, limit, delta):
+    limits = (
+        ("030", of_study, policy.max_epsilon_per_study, "privacy.max_epsilon_per_study"),
+        ("031", of_data, policy.max_epsilon_per_dataset, "privacy.max_epsilon_per_dataset"),
+        ("032", of_study, target_epsilon, "target_epsilon in study.yaml"),
+    )
+    for number, (whose, events, at), limit, key in limits:
+        if limit is not None and not _is_inside(events, limit, at):
             raise PrivacyError(
                 f"FH-PRIVACY-{number}",
-                f"with this round, {whose} would cost a patient more than epsilon {limit:g} ({key}).",
+                f"with this round, {whose} would cost a patient more than epsilon {limit:g} at delta {at:.3g} "
+                f"({key}).",
                 why="What was spent cannot be taken back, and repeated rounds cost again.",
                 fix="This site is done with it: `fedhealth site budget` shows what was spent on what.",
             )

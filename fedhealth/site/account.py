@@ -57,6 +57,7 @@ class SiteAccount:
         self._pinned = pinned
         self._policy = pinned.config.privacy
         declared = pinned.admission.site.train_size
+        self._declared = declared
         self._plan = plan_site(pinned.study, declared)
         self._delta = self._plan.delta if self._plan else default_delta(declared)
         check_plan(self._policy, self._plan, declared_train_size=declared)
@@ -172,6 +173,7 @@ class SiteAccount:
             dataset_events=view.events(),
             new_events=events,
             delta=self._delta,
+            dataset_delta=min(self._delta, default_delta(self._declared)),
             target_epsilon=self._promised,
         )
 

@@ -190,6 +190,7 @@ def check_option(name: str, value: float, least: float, most: float) -> None:
         raise ConfigError(
             "FH-STRATEGY-042",
             f"option `{name}` is {value}, not between {least:g} and {most:g}.",
+            why="Outside of that range the mean, its noise or its account means nothing.",
             fix="Correct it in the study's strategy options.",
         )
 

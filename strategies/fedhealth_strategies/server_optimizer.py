@@ -90,5 +90,6 @@ def _wrong(option: str, expected: str) -> ConfigError:
     return ConfigError(
         "FH-STRATEGY-042",
         f"option `{option}` must be {expected}.",
+        why="With anything else the server's step has no meaning or never settles.",
         fix="Correct it in the study's strategy options, or leave it out.",
     )

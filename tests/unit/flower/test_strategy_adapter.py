@@ -271,6 +271,8 @@ def test_unreadable_spool_is_not_blamed_on_the_strategy() -> None:
     [
         ("fedavg", {"weightin": "size"}, "FH-STRATEGY-013", "weighting"),
         ("fedavg", {"weighting": "loss"}, "FH-STRATEGY-014", "weighting"),
+        ("dp-fedavg", {"num_sites": 4}, "FH-STRATEGY-018", "noise_multiplier and clipping_norm"),
+        ("dp-fedavg", {"num_sites": 4, "clipping_norm": 1.0}, "FH-STRATEGY-018", "option noise"),
         ("fedprox", {"proximal_mu": "0.1"}, "FH-STRATEGY-014", "proximal_mu"),
         ("fedprox", {"proximal_mu": -1}, "FH-STRATEGY-002", "proximal_mu"),
         ("fedprox", {"mu": 1}, "FH-STRATEGY-013", "proximal_mu"),

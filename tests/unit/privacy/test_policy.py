@@ -177,3 +177,26 @@ def test_privacy_loss_distributions_decide_where_rdp_would_refuse() -> None:
     limit = compose(events, delta=1e-4).epsilon * 1.01
     assert rdp_bound(events, delta=1e-4) > limit
     budget({"max_epsilon_per_study": limit}, study=[], dataset=[], new=list(events))
+
+
+def test_a_limit_over_all_studies_holds_at_a_delta_that_no_study_chooses() -> None:
+    """With a larger delta the same events show a smaller epsilon: a study could make the others' look small."""
+    events = [steps(100)]
+    small, large = (compose(events, delta=delta).epsilon for delta in (8e-3, 1e-3))
+    limit = (small + large) / 2
+    asked = {
+        "study_events": [],
+        "dataset_events": [],
+        "new_events": events,
+        "delta": 8e-3,
+    }
+    check_budget(policy(max_epsilon_per_dataset=limit), **asked)
+    with pytest.raises(PrivacyError) as caught:
+        check_budget(policy(max_epsilon_per_dataset=limit), **asked, dataset_delta=1e-3)
+    assert caught.value.code == "FH-PRIVACY-031"
+
+
+def test_what_costs_nothing_is_allowed_also_when_the_budget_is_spent() -> None:
+    """The final model may come to a site whose patients' budget is spent."""
+    unbounded = UnboundedRelease(unit="patient", steps=1)
+    budget({"max_epsilon_per_dataset": 1.0}, study=[], dataset=[unbounded], new=[])
