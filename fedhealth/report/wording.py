@@ -117,10 +117,7 @@ def odds(epsilon: float, factor: str) -> str:
     )
     if epsilon <= STRONG_EPSILON:
         return said
-    return (
-        f"{said} As a worst case that is a weak bound. Most attacks reach far less, but the number does not show "
-        "that: an audit, which attacks the model, shows more."
-    )
+    return f"{said} As a worst case that is a weak bound: an audit, which attacks the model, shows more."
 
 
 VOID_COST: Final = (

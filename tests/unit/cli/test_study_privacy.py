@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from fedhealth.cli.app import run
 from fedhealth.cli.noise_hints import model_sizes
@@ -14,8 +17,8 @@ from fedhealth.cli.study_check import check_whole_study
 from fedhealth.config.check import Finding
 from fedhealth.config.load import study_to_yaml
 from fedhealth.config.study import Study
-from fedhealth.errors import ExitCode
-from fedhealth.privacy.accounting.plan import plan_site
+from fedhealth.errors import ExitCode, PrivacyError
+from fedhealth.privacy.accounting.plan import check_delta, plan_site
 
 from ..privacy.accounting.studies import (  # noqa: TID252 - tests are no installed package
     private_study,
@@ -118,6 +121,44 @@ def test_alternatives_are_worked_out(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert bigger["noise_multiplier"] == plan.noise_multiplier
     assert bigger["noise_per_coordinate"] == pytest.approx(plan.noise_multiplier / 32)
     assert shorter["planned_steps"] == 4 * (1 + 1)
+    assert [item["delta"] for item in answer["alternatives"]] == [plan.delta] * 3
+
+
+def test_an_epsilon_in_a_hint_has_its_delta_and_neither_is_rounded_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = private_study({"noise_multiplier": 2.0})
+    answer, text = ask(capsys, study_file(tmp_path, fixed), "--sites", "120")
+    told = re.findall(r"epsilon ([\d.]+) at delta ([\d.e-]+)\.(?:\s|$)", " ".join(text.split()))
+    assert len(told) == len(answer["alternatives"]) == 3
+    for (epsilon, delta), item in zip(told, answer["alternatives"], strict=True):
+        assert item["epsilon"] <= float(epsilon) <= item["epsilon"] * 1.001
+        assert 0.1 / 120 <= float(delta) <= 0.1 / 120 * 1.01
+    (row,) = [line for line in text.splitlines() if line.split()[:1] == ["120"] and "e-04" in line]
+    epsilon, epsilon_rdp, delta = map(float, row.split()[-3:])
+    spend = answer["sites"][0]["spend"]
+    assert spend["epsilon"] <= epsilon < spend["epsilon"] + 1e-3
+    assert spend["epsilon_rdp"] <= epsilon_rdp < spend["epsilon_rdp"] + 1e-3
+    assert delta >= spend["delta"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"release": {"metrics": ["auc"]}}, "FH-PRIVACY-044"),
+        ({"training": {"name": "add_one", "local_steps": 1}}, "FH-PRIVACY-046"),
+        ({"privacy": {"target_epsilon": 8.0, "delta": 0.11}}, "FH-PRIVACY-043"),
+    ],
+)
+def test_what_study_check_refuses_is_not_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], code: str
+) -> None:
+    study = study_file(tmp_path, private_study(**changes))
+    for command in (["check", study], ["privacy", study, "--sites", "80"]):
+        assert run(["study", *command]) == ExitCode.CONFIG
+        captured = capsys.readouterr()
+        assert code in captured.err
+        assert not captured.out
 
 
 @pytest.mark.parametrize(("limit", "accepted"), [(8.0, True), (7.0, False)])
@@ -198,6 +239,56 @@ def test_site_level_privacy_is_kept_apart(
     assert "No badge" in " ".join(text.split())
 
 
+def site_level_run(name: str, noise: float, num_sites: int = 4, rounds: int = 30) -> dict[str, Any]:
+    options = {"num_sites": num_sites, "noise_multiplier": noise, "clipping_norm": 1.0}
+    strategy = {"name": "dp-fedavg", "options": options}
+    return {"name": name, "num_rounds": rounds, "strategy": strategy}
+
+
+def test_a_site_pays_for_all_site_level_runs_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        site_level_run("one", 4.0, num_sites=4),
+        site_level_run("two", 6.0, num_sites=200, rounds=20),
+        {"name": "open", "num_rounds": 1},
+    ]
+    study = study_file(tmp_path, private_study({"noise_multiplier": 2.0}, runs=runs))
+    answer, text = ask(capsys, study, "--sites", "80")
+    whole, parts = answer["site_level_study"], answer["site_level_runs"]
+    assert whole["runs"] == ["one", "two"]
+    assert whole["runs_without_site_level_privacy"] == ["open"]
+    assert (whole["unit"], whole["num_sites"], whole["delta"]) == ("site", 4, 0.1 / 200)
+    mu = math.sqrt(30 / 4.0**2 + 20 / 6.0**2)  # Gaussian releases compose to one: Dong et al. 2022
+    assert whole["epsilon"] == pytest.approx(gaussian_epsilon(mu, 0.1 / 200), rel=2e-3)
+    assert whole["epsilon"] > max(part["epsilon"] for part in parts)
+    least = min(part["noise_over_clipping_norm"] for part in parts)
+    assert whole["noise_over_clipping_norm"] == least
+    assert whole["shows_badge"] is False
+    said = " ".join(text.split())
+    assert "Runs one, two together: " in said
+    assert "without any bound for a site: open" in said
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Balle and Wang 2018 (arXiv 1805.06530), theorem 8, solved for epsilon."""
+
+    def delta_at(epsilon: float) -> float:
+        inner = norm.cdf(mu / 2 - epsilon / mu)
+        return float(inner - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)) - delta
+
+    return float(brentq(delta_at, 0.0, 100.0))
+
+
+def test_one_site_level_run_needs_no_composition(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = private_study({"noise_multiplier": 2.0}, runs=[site_level_run("one", 4.0)])
+    answer, text = ask(capsys, study_file(tmp_path, study), "--sites", "80")
+    assert answer["site_level_study"] is None
+    assert "together:" not in text
+
+
 def test_a_private_head_is_noised_too_and_a_frozen_encoder_is_not() -> None:
     head = [{"name": "head", "num_rounds": 1, "personalisation": "private_head"}]
     whole, frozen = model_sizes(private_study())
@@ -245,6 +336,30 @@ def test_a_fixed_delta_names_the_largest_site_that_it_fits() -> None:
     privacy = {"target_epsilon": 8.0, "delta": 2e-4}
     finding = found(check(privacy=privacy), "FH-PRIVACY-049")
     assert "more than 500 " in finding.text
+    assert finding.level == "warning"
+
+
+@pytest.mark.parametrize("delta", [0.1 / 3, 0.1 / 7, 0.1 / 49, 1e-3, 3e-4, 0.1, 0.07, 1e-8])
+def test_the_largest_size_is_where_sites_begin_to_refuse(delta: float) -> None:
+    privacy = {"target_epsilon": 8.0, "delta": delta}
+    finding = found(check(privacy=privacy), "FH-PRIVACY-049")
+    told = re.search(r"more than (\d+) ", finding.text)
+    assert told is not None
+    check_delta(delta, int(told[1]))
+    with pytest.raises(PrivacyError):
+        check_delta(delta, int(told[1]) + 1)
+
+
+@pytest.mark.parametrize("delta", [math.nextafter(0.1, 1), 0.11, 0.5, 0.99])
+def test_a_delta_that_no_site_can_take_is_an_error_that_says_what_to_write(delta: float) -> None:
+    with pytest.raises(PrivacyError):
+        check_delta(delta, 1)
+    findings = check(privacy={"target_epsilon": 8.0, "delta": delta})
+    finding = found(findings, "FH-PRIVACY-043")
+    assert finding.level == "error"
+    assert "Leave it out" in finding.text
+    assert "1e-4 for 1000 patients" in finding.text
+    assert "FH-PRIVACY-049" not in {other.code for other in findings}
 
 
 def test_a_study_without_privacy_has_none_of_these_findings() -> None:

@@ -290,6 +290,34 @@ def test_wrong_option_is_refused_and_the_right_one_named(
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"num_sites": 3}, "needs the options noise_multiplier and clipping_norm."),
+        ({}, "needs the options num_sites, noise_multiplier and clipping_norm."),
+        ({"num_sites": 3, "noise_multiplier": 1.0}, "needs the option clipping_norm."),
+    ],
+)
+def test_missing_required_options_are_named_and_no_other(
+    options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_aggregator(plan("dp-fedavg", **options), SPEC, min_cohort=2)
+    assert code_of(caught) == "FH-STRATEGY-018"
+    assert caught.value.what == f"strategy 'dp-fedavg' {what}"
+    assert caught.value.why
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("wrong", [{"noise_multiplier": -1.0}, {"beta_1": 1.0}])
+def test_an_option_out_of_its_range_says_why(wrong: dict[str, Any]) -> None:
+    options = {"num_sites": 3, "noise_multiplier": 1.0, "clipping_norm": 1.0} | wrong
+    with pytest.raises(ConfigError) as caught:
+        build_aggregator(plan("dp-fedavg", **options), SPEC, min_cohort=2)
+    assert code_of(caught) == "FH-STRATEGY-042"
+    assert caught.value.why
+
+
 def test_integer_is_good_enough_for_a_float_option() -> None:
     build_aggregator(plan("flower-fedadam", eta=1), SPEC, min_cohort=2)
 

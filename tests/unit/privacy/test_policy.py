@@ -140,6 +140,59 @@ def test_other_studies_on_the_same_data_count() -> None:
     assert caught.value.code == "FH-PRIVACY-031"
 
 
+def test_a_studys_delta_does_not_make_the_spending_of_all_studies_look_small() -> None:
+    large, fixed = 1e-2, 1e-5
+    at_large, at_fixed = (compose([steps(100)], delta=d).epsilon for d in (large, fixed))
+    limit = (at_large + at_fixed) / 2
+    assert at_large < limit < at_fixed
+
+    def ask(limits: dict[str, float], dataset_delta: float | None) -> None:
+        check_budget(
+            policy(**limits),
+            study_events=[steps(90)],
+            dataset_events=[steps(90)],
+            new_events=[steps(10)],
+            delta=large,
+            dataset_delta=dataset_delta,
+            target_epsilon=limit,
+        )
+
+    ask({"max_epsilon_per_dataset": limit}, None)
+    ask(
+        {"max_epsilon_per_study": limit}, fixed
+    )  # this limit, and the promise, are at the study's delta
+    with pytest.raises(PrivacyError) as caught:
+        ask({"max_epsilon_per_dataset": limit}, fixed)
+    assert caught.value.code == "FH-PRIVACY-031"
+    assert "1e-05" in caught.value.what
+
+
+def test_a_plan_with_a_large_delta_is_held_to_the_delta_of_the_sites_size() -> None:
+    made = plan(20, noise_multiplier=2.0, delta=5e-3)  # the size's own delta is 1e-3
+    shown, held = (compose(made.planned_events(), delta=d).epsilon for d in (5e-3, 1e-3))
+    limit = (shown + held) / 2
+    check_plan(policy(max_epsilon_per_study=limit), made, declared_train_size=20)
+    error = refusal({"max_epsilon_per_dataset": limit}, made, size=20)
+    assert error.code == "FH-PRIVACY-022"
+    assert "delta 0.001" in error.what
+    check_plan(policy(max_epsilon_per_dataset=held), made, declared_train_size=20)
+
+
+def test_a_plan_with_a_small_delta_is_held_to_its_own() -> None:
+    made = plan(20, noise_multiplier=2.0, delta=1e-6)
+    at_own, at_size = (compose(made.planned_events(), delta=d).epsilon for d in (1e-6, 1e-3))
+    limit = {"max_epsilon_per_dataset": (at_own + at_size) / 2}
+    assert refusal(limit, made, size=20).code == "FH-PRIVACY-022"
+
+
+def test_an_answer_that_costs_nothing_is_never_refused() -> None:
+    spent = [steps(10**5), UnboundedRelease(unit="patient", steps=1)]
+    limits = {"max_epsilon_per_study": 0.1, "max_epsilon_per_dataset": 0.1}
+    budget(limits, study=[*spent], dataset=[*spent], new=[], target=0.1)
+    with pytest.raises(PrivacyError):
+        budget(limits, study=[*spent], dataset=[*spent], new=[steps(1)], target=0.1)
+
+
 def test_a_study_never_costs_more_than_it_promised() -> None:
     made = plan(100, target_epsilon=3.0)
     rounds = [made.train_event("first")] * 3 + [made.train_event("second")]
