@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from math import prod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.signing import canonical_json as _canonical_json
@@ -356,7 +357,8 @@ def _check_site_level(record: RoundRecord) -> None:
     fact = record.site_level
     if fact is None:
         return
-    if fact.mechanism != record.strategy:
+    # A strategy of somebody's own may carry either mechanism out; the built-in ones are named for theirs.
+    if record.strategy in get_args(SiteLevelMechanism) and fact.mechanism != record.strategy:
         raise ValueError("the site-level mechanism is not the round's strategy")
     if fact.num_model_releases > record.round_number:
         raise ValueError("more models were released than there were rounds")

@@ -7,6 +7,7 @@ in every round and everybody sees who answered, so no sampling makes the noise c
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context
 from typing import Final, Literal
 
 from fedhealth.contracts.aggregation import SiteLevelRelease
@@ -214,4 +215,7 @@ def _sentence(spend: Spend, num_sites: int, share: float, reason: str | None) ->
 
 
 def _number(epsilon: float) -> str:
-    return "infinity" if math.isinf(epsilon) else f"{epsilon:.3g}"
+    """Three digits, never rounded down: a bound that is shown lower than it is would be none."""
+    if math.isinf(epsilon):
+        return "infinity"
+    return f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(epsilon)).normalize():f}"

@@ -215,7 +215,7 @@ def test_a_bounded_account_stands_beside_metrics_that_it_paid_for_only(
 
 
 SITE_LEVEL_CONTRADICTIONS: dict[str, tuple[tuple[str | int, ...], object]] = {
-    "another strategy": (("strategy",), "fedavg"),
+    "the other mechanism's strategy": (("strategy",), "dp-ftrl"),
     "less noise than the event says": (("site_level", "noise_std"), 1.5 * 0.4 / 24 * 0.999),
     "more noise than the event says": (("site_level", "noise_std"), 1.5 * 0.4 / 24 * 1.001),
     "another denominator": (("site_level", "num_sites"), 25),
