@@ -26,8 +26,17 @@ lint: $(INSTALLED)  ## style, formatting, and the rule that imports go down only
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-unit: $(INSTALLED)  ## the whole default test suite (ARGS="tests/unit/gate")
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+# Two cores: federations of real processes beside all that starts none. Their output comes at the end.
+unit: $(INSTALLED)  ## the whole default test suite, or a part (ARGS="tests/unit/gate")
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/pytest tests/processes > $(VENV)/processes.log 2>&1 & federations=$$!; \
+	$(BIN)/pytest --ignore=tests/processes; rest=$$?; \
+	wait $$federations; processes=$$?; \
+	cat $(VENV)/processes.log; \
+	test $$rest -eq 0 && test $$processes -eq 0
+else
+	$(BIN)/pytest $(ARGS)
+endif
 
 bench: $(INSTALLED)  ## every benchmark in its quick form
 	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" --quick $(ARGS); done

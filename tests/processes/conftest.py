@@ -21,13 +21,6 @@ from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import load_training_method
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All in one group: federations run one after the other, beside the tests that start no process."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
 DATA: dict[str, Any] = {
     "modalities": [
         {
