@@ -20,7 +20,6 @@ from fedhealth.site.enrolment import SiteSettings, init_site, join
 from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import load_training_method
 
-
 DATA: dict[str, Any] = {
     "modalities": [
         {
