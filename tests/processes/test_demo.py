@@ -54,6 +54,7 @@ def check(result: dict[str, Any], out: Path, *, num_sites: int, num_rounds: int)
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_four_real_hospitals_federate_with_reports_and_a_table(tmp_path: Path) -> None:
     result, text = demo(tmp_path / "heart", "--study", "heart", "--rounds", "2")
     check(result, tmp_path / "heart", num_sites=4, num_rounds=2)
