@@ -112,10 +112,8 @@ class SiteAccount:
         if has_own_split:
             events = tuple(_for_all(event) for event in events)
         if manifest.kind == "evaluate" and events and not self._fits(events):
-            names, events = (
-                (),
-                (),
-            )  # the final model is still worth having, without telling its metrics
+            # The final model is still worth having, without telling its metrics.
+            names, events = (), ()
         before: list[tuple[Event, ...]] = []
         mark = self._ledger.reserve(
             Reservation(

@@ -156,7 +156,7 @@ def _run_steps(
             optimizer.step()
     if num_left_out:
         _log.warning(
-            "gradients that are not finite, and files that cannot be read, were left out %d times",
+            "gradients not finite or far too long, and unreadable files, were left out %d times",
             num_left_out,
         )
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):

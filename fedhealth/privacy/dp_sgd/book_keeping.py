@@ -110,7 +110,7 @@ class BookKeeping:
             clipping_norm: C.
 
         Returns:
-            How many patients added nothing because their gradient is not finite.
+            How many patients added nothing, because their gradient is not finite or far too long.
 
         Raises:
             BookKeepingProblem: see the module; `sums` is as before.
@@ -120,10 +120,10 @@ class BookKeeping:
         for part in parts:
             part.add_squared_norms(squared)
         factors = clip_factors(squared, clipping_norm=clipping_norm)
-        is_finite = torch.isfinite(squared)
-        num_left_out = squared.numel() - int(is_finite.sum())
+        is_kept = factors > 0
+        num_left_out = squared.numel() - int(is_kept.sum())
         for part in parts:
-            part.add_weighted(sums, factors, is_finite if num_left_out else None)
+            part.add_weighted(sums, factors, is_kept if num_left_out else None)
         return num_left_out
 
     def _parts(self, task: TaskWithRowLosses, batch: Batch, owners: Tensor) -> list[Part]:

@@ -32,7 +32,8 @@ LEAST_FACTOR = 1e-12
 server can send. Near 1e-38 float32 rounds a factor by up to its double: such a patient adds nothing instead."""
 
 LARGEST_VALUE = 1e15
-"""Of a layer's input or output gradient, for the same reason: a tiny scaled gradient times a huge input is far off."""
+"""Of a layer's input, for the same reason: an output gradient is scaled before it is multiplied with the input, and
+the rounding of a scaled one below 1e-38 would grow with the input."""
 
 
 def beyond_float32(values: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class ClippedGradients:
             clipping_norm: most that one patient adds, L2 over all tensors together.
 
         Returns:
-            How many patients added nothing since their gradient is not finite.
+            How many patients added nothing since their gradient is not finite or far too long.
         """
         if self._book_keeping is not None and isinstance(self._task, TaskWithRowLosses):
             try:

@@ -98,8 +98,7 @@ class LayerPart:
     def add_squared_norms(self, squared: Tensor) -> None:
         """By the rule; patient by patient where one has several rows."""
         rows = self._patients.of_rows
-        for values in (self._inputs, self._gradients):
-            squared[rows[beyond_float32(values)]] = math.inf
+        squared[rows[beyond_float32(self._inputs)]] = math.inf
         if not self._one_at_a_time:
             norms = self._rule.squared_norms(self._layer, self._inputs, self._gradients)
             squared.index_add_(0, rows, norms)

@@ -61,15 +61,15 @@ def add_clipped_by_loop(
     """Add each patient's clipped gradient to `sums` (float64, by name).
 
     Returns:
-        How many patients were left out, because their gradient is not finite.
+        How many patients were left out, because their gradient is not finite or far too long.
     """
     num_left_out = 0
     for gradients in patient_gradients(model, task, parameters, batch, owners):
         squares = [_squared_norm(gradient) for gradient in gradients.values()]
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
         factor = clip_factors(total, clipping_norm=clipping_norm)
-        if not torch.isfinite(total):
-            num_left_out += 1  # a factor of zero does not help: 0 * NaN is NaN
+        if factor == 0:
+            num_left_out += 1  # multiplying by it would not help: 0 * NaN is NaN
             continue
         for name, gradient in gradients.items():
             sums[name].add_(gradient * factor)

@@ -106,3 +106,21 @@ def test_a_file_that_cannot_be_read_does_not_tell_who_was_drawn(
     assert all(np.isfinite(values).all() for values in found.values())
     assert "left out 2 times" in caplog.text
     assert set(found) == set(dump({**learner.shared, **learner.private}))
+
+
+def test_a_gradient_that_is_far_too_long_is_counted_as_left_out(tiny: Any) -> None:
+    study, learner = learner_of(tiny)
+    dataset = PatientDataset(tiny.patients(4, seed=3), study.data.to_contract(seed=study.seed))
+    gradients = clipped_gradients(learner, dataset)
+    with torch.no_grad():
+        for name, parameter in {**learner.shared, **learner.private}.items():
+            is_loud = "table_ehr.hidden" in name or name == "head.weight"
+            parameter.fill_(1e10 if is_loud else 0.0)
+    rows, owners = dataset.records_of(np.arange(4))
+    for way in ("book-keeping", "one by one"):
+        if way == "one by one":
+            gradients.close()
+        sums = GradientSum({**learner.shared, **learner.private})
+        left_out = gradients.add_to(sums.by_name, dataset.batch(rows), owners, clipping_norm=1.0)
+        assert left_out == 4, way
+        assert all(float(part.abs().max()) == 0 for part in sums.by_name.values())
