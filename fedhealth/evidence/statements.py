@@ -131,11 +131,17 @@ class LedgerPlace(Statement):
 
 
 class CohortMember(Statement):
-    """One site of a round's cohort. `ledger` is the last place of its ledger that the server has seen."""
+    """One site of a round's cohort.
+
+    Attributes:
+        ledger: the last place of its ledger that the server has seen.
+        mask_key: its key of secure aggregation for this run, signed by itself; None without masks.
+    """
 
     site_id: SiteId
     key_id: Hex64
     ledger: LedgerPlace | None = None
+    mask_key: Envelope | None = None
 
 
 class RoundPrivacy(Statement):
@@ -159,6 +165,40 @@ class RoundPrivacy(Statement):
             clipping_norm=study.privacy.clipping_norm,
             tuning=study.privacy.tuning,
         )
+
+
+class DistributedNoise(Statement):
+    """Noise that every site adds its share of, under the masks: as the study has it."""
+
+    unit: Literal["patient", "site"]
+    clipping_norm: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)
+    modulus_bits: int = Field(ge=4, le=62)
+    num_sites: int = Field(ge=3, le=1000)
+    num_honest: int = Field(ge=1, le=1000)
+
+
+class RoundMasking(Statement):
+    """How updates of this round are masked. Everything but the threshold follows from the study.
+
+    Attributes:
+        threshold: sites whose shares it takes to remove the masks.
+        min_survivors: fewest sites that a sum may be about.
+        bits: of one quantised value.
+        value_range: largest change of a value that is not cut.
+        max_weight: largest weight of a site; 1 when all count the same.
+        kept_share: of the coordinates that travel.
+        distributed: noise under the masks; None without.
+    """
+
+    protocol: Literal["fedhealth-secagg/1"] = "fedhealth-secagg/1"
+    threshold: int = Field(ge=1, le=1000)
+    min_survivors: int = Field(ge=2, le=1000)
+    bits: int = Field(ge=2, le=24)
+    value_range: float = Field(gt=0)
+    max_weight: int = Field(ge=1, le=100_000_000)
+    kept_share: float = Field(gt=0, le=1)
+    distributed: DistributedNoise | None = None
 
 
 class PrivacySpend(Statement):
@@ -195,6 +235,7 @@ class Manifest(Statement):
     min_cohort: int = Field(ge=2, le=1000)
     strategy_config: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float | int | bool]
     privacy: RoundPrivacy | None = None
+    masking: RoundMasking | None = None
     deadline_s: float = Field(gt=0, le=604_800)
     opened_at: UtcTime
 
@@ -234,7 +275,11 @@ def manifest_tensors(spec: TensorSpec) -> tuple[ManifestTensor, ...]:
 
 
 class Contribution(Statement):
-    """A site's signed answer to one manifest: the digest of the update that goes with it, or a code."""
+    """A site's signed answer to one manifest: the digest of the update that goes with it, or a code.
+
+    `masked` is set when that update is a masked vector with sealed shares: the site's commitment to both, which
+    the other sites are shown. `num_elements` then counts the words of the vector.
+    """
 
     study_id: SiteId
     site_id: SiteId
@@ -249,13 +294,16 @@ class Contribution(Statement):
     train_metrics: Metrics = Field(default_factory=dict)
     evaluate_metrics: Metrics = Field(default_factory=dict)
     privacy: PrivacySpend | None = None
+    masked: Envelope | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Contribution":
         has_update = self.update_sha256 is not None
-        expects = self.drop_code is None and self.kind == "train"
+        expects = self.drop_code is None and (self.kind == "train" or self.masked is not None)
         if has_update != expects or has_update != (self.num_elements > 0):
             raise ValueError(
                 "an update goes with a train contribution without a code, and only there"
             )
+        if self.masked is not None and (self.train_metrics or self.evaluate_metrics):
+            raise ValueError("beside a masked vector nothing is told in the clear")
         return self

@@ -1,0 +1,197 @@
+"""From an update to words that can be summed modulo a power of two, and from the sum back to a mean.
+
+Stochastic rounding to a scale that all sites share keeps the mean unbiased (Suresh et al. 2017, arXiv 1611.00429,
+section 2). A site's weight multiplies the rounded value, exactly, so the sum is a sum of whole numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhealth.privacy.randomness import Randomness
+from fedhealth.secagg.layout import METRIC_FRACTION_BITS, NUMBER_BITS, MaskedLayout
+from fedhealth.secagg.mask_stream import Words, word_type
+from fedhealth.secagg.refusals import MaskingError
+
+_BLOCK: Final = 1 << 16
+_DITHER_BITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumInput:
+    """What one site puts under its mask.
+
+    Attributes:
+        update: (num_values,) float32, the change of the coordinates that travel.
+        weight: 1 to `max_weight`.
+        train_metrics: by name; a metric that is undefined at this site is left out.
+        evaluate_metrics: likewise.
+    """
+
+    update: NDArray[np.float32]
+    weight: int
+    train_metrics: Mapping[str, float]
+    evaluate_metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumOutput:
+    """What the sum of all sites says.
+
+    Attributes:
+        mean_update: (num_values,) float64.
+        weight: of all sites together.
+        num_cut: values that were larger than the range, over all sites.
+        train_metrics: weighted means over the sites that have the metric.
+        evaluate_metrics: likewise.
+    """
+
+    mean_update: NDArray[np.float64]
+    weight: int
+    num_cut: int
+    train_metrics: dict[str, float]
+    evaluate_metrics: dict[str, float]
+
+
+def encode(given: SumInput, layout: MaskedLayout, randomness: Randomness) -> Words:
+    """The words of one site, before its masks: (num_words,) modulo 2**modulus_bits (the high bits are not cleared).
+
+    Raises:
+        MaskingError: FH-SECAGG-006 the weight, a metric or the number of values does not fit the layout.
+    """
+    tail = layout.tail
+    if tail is None or given.update.shape != (layout.num_values,):
+        raise _misfit("the update has another length than the round's model")
+    if not 1 <= given.weight <= layout.max_weight:
+        raise _misfit(f"the site's weight is not between 1 and {layout.max_weight}")
+    kind = word_type(layout.modulus_bits)
+    words = np.empty(layout.num_words, dtype=kind)
+    values, num_cut = words[: layout.num_values], 0
+    for start in range(0, layout.num_values, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scaled = given.update[part].astype(np.float64) / layout.step
+        if not np.isfinite(scaled).all():
+            raise _misfit("a value is not finite")
+        num_cut += int(np.count_nonzero(np.abs(scaled) > layout.levels))
+        rounded = np.floor(scaled + _dither(scaled.size, randomness))
+        whole = np.clip(rounded, -layout.levels, layout.levels).astype(np.int64) * given.weight
+        values[part] = whole.view(np.uint64).astype(kind, copy=False)
+    numbers = [given.weight, num_cut]
+    for names, metrics in (
+        (tail.train_metrics, given.train_metrics),
+        (tail.evaluate_metrics, given.evaluate_metrics),
+    ):
+        numbers += _metric_numbers(names, metrics, given.weight)
+    words[layout.num_values :] = _limbs(numbers, layout, kind)
+    return words
+
+
+def decode(total: Words, layout: MaskedLayout) -> SumOutput:
+    """Means from the unmasked sum, whose words are below 2**modulus_bits.
+
+    Raises:
+        MaskingError: FH-SECAGG-007 the sum cannot be one of the cohort's: a site did not keep the layout.
+    """
+    tail = layout.tail
+    if tail is None:
+        raise _misfit("a noised sum has no tail")
+    numbers = _from_limbs(total[layout.num_values :], layout)
+    weight, num_cut = numbers[0], numbers[1]
+    if not 1 <= weight <= layout.num_sites * layout.max_weight:
+        raise MaskingError(
+            "FH-SECAGG-007",
+            "the unmasked sum is not one that these sites can have.",
+            why="A site answered another manifest, gave a wrong share, or does not keep the protocol.",
+            fix="The round is void. If it stays, compare versions with `fedhealth --version`.",
+        )
+    mean = signed(total[: layout.num_values], layout.modulus_bits).astype(np.float64)
+    mean *= layout.step / weight
+    train, evaluate = _metric_means(numbers[2:], tail.train_metrics, tail.evaluate_metrics)
+    return SumOutput(
+        mean_update=mean,
+        weight=weight,
+        num_cut=num_cut,
+        train_metrics=train,
+        evaluate_metrics=evaluate,
+    )
+
+
+def signed(words: Words, modulus_bits: int) -> NDArray[np.int64]:
+    """(n,) words below 2**modulus_bits as numbers from -2**(modulus_bits-1) on."""
+    whole = words.astype(np.int64)
+    half = 1 << (modulus_bits - 1)
+    whole[whole >= half] -= 2 * half
+    return whole
+
+
+def _dither(count: int, randomness: Randomness) -> NDArray[np.float64]:
+    """(count,) uniform on [0, 1) with 32 bits each, from a cryptographic stream."""
+    words = randomness.uniform_bits(-(-count // 2)).view(np.uint32)[:count]
+    return words.astype(np.float64) * 2.0**-_DITHER_BITS
+
+
+def _metric_numbers(names: Sequence[str], metrics: Mapping[str, float], weight: int) -> list[int]:
+    if not set(metrics) <= set(names):
+        raise _misfit("a metric is not one of the round's")
+    numbers = []
+    for name in names:
+        value = metrics.get(name)
+        if value is None:
+            numbers += [0, 0]
+            continue
+        if not math.isfinite(value) or value < 0:
+            raise _misfit(f"metric {name} is not a number of at least 0")
+        numbers += [weight, weight * round(value * 2**METRIC_FRACTION_BITS)]
+    return numbers
+
+
+def _metric_means(
+    numbers: Sequence[int], train: Sequence[str], evaluate: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    means = [
+        total / weight / 2**METRIC_FRACTION_BITS if weight else None for weight, total in pairs
+    ]
+    of_train = zip(train, means[: len(train)], strict=True)
+    of_evaluate = zip(evaluate, means[len(train) :], strict=True)
+    return (
+        {name: mean for name, mean in of_train if mean is not None},
+        {name: mean for name, mean in of_evaluate if mean is not None},
+    )
+
+
+def _limbs(
+    numbers: Sequence[int], layout: MaskedLayout, kind: "np.dtype[np.uint32] | np.dtype[np.uint64]"
+) -> Words:
+    """Low limb first, so that the sums of limbs carry into one number again."""
+    if any(number >= 2**NUMBER_BITS for number in numbers):
+        raise _misfit("a number beside the model is too large")
+    mask = (1 << layout.limb_bits) - 1
+    limbs = [
+        (number >> (layout.limb_bits * index)) & mask
+        for number in numbers
+        for index in range(layout.num_limbs)
+    ]
+    return np.array(limbs, dtype=np.uint64).astype(kind)  # type: ignore[return-value]  # one of the two kinds
+
+
+def _from_limbs(words: Words, layout: MaskedLayout) -> list[int]:
+    limbs = [int(word) for word in words]
+    groups = [limbs[i : i + layout.num_limbs] for i in range(0, len(limbs), layout.num_limbs)]
+    return [
+        sum(limb << (layout.limb_bits * index) for index, limb in enumerate(group))
+        for group in groups
+    ]
+
+
+def _misfit(reason: str) -> MaskingError:
+    return MaskingError(
+        "FH-SECAGG-006",
+        f"this site's part of the sum does not fit: {reason}.",
+        why="It would change the others' sum in a way that nobody could see.",
+        fix="Check declared_train_size against secure_aggregation.max_train_size, and the site's log.",
+    )
