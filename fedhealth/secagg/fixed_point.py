@@ -124,7 +124,9 @@ def signed(words: Words, modulus_bits: int) -> NDArray[np.int64]:
     """(n,) words below 2**modulus_bits as numbers from -2**(modulus_bits-1) on."""
     whole = words.astype(np.int64)
     half = 1 << (modulus_bits - 1)
-    whole[whole >= half] -= 2 * half
+    is_negative = whole >= half
+    for _ in range(2):  # 2**63 itself is no int64
+        whole[is_negative] -= half
     return whole
 
 
@@ -143,9 +145,10 @@ def _metric_numbers(names: Sequence[str], metrics: Mapping[str, float], weight: 
         if value is None:
             numbers += [0, 0]
             continue
-        if not math.isfinite(value) or value < 0:
+        scaled = value * 2**METRIC_FRACTION_BITS
+        if not math.isfinite(scaled) or scaled < 0:
             raise _misfit(f"metric {name} is not a number of at least 0")
-        numbers += [weight, weight * round(value * 2**METRIC_FRACTION_BITS)]
+        numbers += [weight, weight * round(scaled)]
     return numbers
 
 

@@ -29,6 +29,11 @@ class Floors:
     min_survivors: int
     colluding: int
 
+    @property
+    def least_survivors(self) -> int:
+        """Of a sum with one honest site the colluding ones see that site's update: there must be two."""
+        return max(self.min_survivors, self.colluding + 2)
+
 
 class Guard:
     """The checks, in the order in which they are called."""
@@ -60,18 +65,18 @@ class Guard:
 
     def check_floor(self, manifest: Manifest, floors: Floors) -> None:
         """Enough sites, now and after drop-outs."""
-        check_floor(len(manifest.cohort), floor=floors.min_survivors, what="the cohort")
+        check_floor(len(manifest.cohort), floor=floors.least_survivors, what="the cohort")
         promised = 0 if manifest.masking is None else manifest.masking.min_survivors
-        check_floor(promised, floor=floors.min_survivors, what="the least list of survivors")
+        check_floor(promised, floor=floors.least_survivors, what="the least list of survivors")
 
     def check_threshold(self, manifest: Manifest, floors: Floors) -> None:
         """No two lists of survivors can be unmasked."""
         threshold = 0 if manifest.masking is None else manifest.masking.threshold
         check_threshold(threshold, num_sites=len(manifest.cohort), colluding=floors.colluding)
 
-    def check_keys(self, manifest: Manifest, roster: Roster, own_key: str) -> None:
+    def check_keys(self, manifest: Manifest, roster: Roster, *, own: str, own_key: str) -> None:
         """Every key is signed by its site, for this run, no two are the same, and this site's is its own."""
-        keys = []
+        keys: dict[str, bytes] = {}
         for member in manifest.cohort:
             signer = roster.get(member.site_id)
             if member.mask_key is None or signer is None:
@@ -86,8 +91,8 @@ class Guard:
                 member.site_id,
             ):
                 raise _bad_key("a key is of another study, run or site")
-            keys.append(public_bytes(said.public_key))
-        if len(set(keys)) != len(keys) or public_bytes(own_key) not in keys:
+            keys[member.site_id] = public_bytes(said.public_key)
+        if len(set(keys.values())) != len(keys) or keys.get(own) != public_bytes(own_key):
             raise _bad_key("two sites have one key, or this site's key is not its own")
 
     def check_lists(self, request: UnmaskRequest, manifest: Manifest, own: str) -> None:
@@ -99,7 +104,7 @@ class Guard:
         """Enough of them for this site, for the study and for the threshold."""
         masking = manifest.masking
         promised = 0 if masking is None else max(masking.min_survivors, masking.threshold)
-        floor = max(floors.min_survivors, promised)
+        floor = max(floors.least_survivors, promised)
         check_floor(len(request.survivors), floor=floor, what="the list of survivors")
 
     def check_first_list(self, request: UnmaskRequest, accepted: Sequence[str] | None) -> None:
@@ -124,7 +129,7 @@ class Guard:
 
     def check_agreements(self, request: UnmaskRequest, manifest: Manifest, roster: Roster) -> None:
         """Unless the list is the whole cohort, a threshold of survivors signed it before anybody unmasks."""
-        if request.step == "agree" or not request.dropped:
+        if not request.dropped:
             return
         signed = set()
         for envelope in request.agreements:

@@ -5,7 +5,7 @@ vector is uniform noise without shares that the sites give for one list of survi
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -136,10 +136,16 @@ class MaskedSum:
         except (*_UNREADABLE, KeyError):
             return False
         expected = (self._digest, site_id, self.survivors)
-        if (said.manifest_sha256, said.site_id, said.survivors) != expected:
+        is_final = self._is_fixed and site_id in self._in
+        if not is_final or (said.manifest_sha256, said.site_id, said.survivors) != expected:
             return False
         self._agreements[site_id] = envelope
         return True
+
+    @property
+    def num_agreements(self) -> int:
+        """Survivors that signed this list."""
+        return len(self._agreements)
 
     @property
     def has_agreement(self) -> bool:
@@ -174,7 +180,7 @@ class MaskedSum:
         return tuple(site for site in self._cohort if site in self._shares)
 
     def remove_masks(self) -> Words:
-        """The sum without masks, (num_words,) below 2**modulus_bits. The masked sum is used up.
+        """The sum without masks, (num_words,) below 2**modulus_bits. The masked sum is used up, unless this raises.
 
         Raises:
             MaskingError: FH-SECAGG-002 too few shares, FH-SECAGG-003 they contradict each other, FH-SECAGG-009
@@ -187,12 +193,13 @@ class MaskedSum:
                 why="A sum of fewer sites says too much about each of them.",
             )
         survivors, dropped = self.survivors, self.dropped
+        seeds = [self._seed(place) for place in range(len(survivors) * (1 + len(dropped)))]
         for index, site in enumerate(survivors):
-            add_mask(self._total, self._seed(index), -1)
+            add_mask(self._total, seeds[index], -1)
             for number, gone in enumerate(dropped):
                 place = len(survivors) + index * len(dropped) + number
                 # The survivor added it when it comes first of the two, and took it away else.
-                add_mask(self._total, self._seed(place), -1 if site < gone else 1)
+                add_mask(self._total, seeds[place], -1 if site < gone else 1)
         reduce_words(self._total, self._layout.modulus_bits)
         return self._total
 
@@ -203,8 +210,3 @@ class MaskedSum:
             for site, answer in self._shares.items()
         }
         return combine(shares, threshold=self._threshold)
-
-
-def in_cohort_order(names: Sequence[str]) -> list[str]:
-    """The order of a masked cohort: by site id."""
-    return sorted(names)

@@ -75,13 +75,13 @@ class MaskingSite:
         guard: Guard | None = None,
     ) -> None:
         self._guard = Guard() if guard is None else guard
+        if manifest.masking is None:
+            raise MaskingRefusedError(DropCode.SECAGG_REQUIRED, "the manifest asks for no masks")
         self._guard.check_order(manifest)
         self._guard.check_roster(manifest, roster)
         self._guard.check_floor(manifest, floors)
         self._guard.check_threshold(manifest, floors)
-        self._guard.check_keys(manifest, roster, run_key.public)
-        if manifest.masking is None:
-            raise MaskingRefusedError(DropCode.SECAGG_REQUIRED, "the manifest asks for no masks")
+        self._guard.check_keys(manifest, roster, own=site_id, own_key=run_key.public)
         self._threshold = manifest.masking.threshold
         self._site_id, self._signing_key, self._run_key = site_id, signing_key, run_key
         self._roster, self._floors = roster, floors
@@ -142,6 +142,7 @@ class MaskingSite:
             MaskingRefusedError: see `Guard`; or a peer's sealed shares cannot be opened.
         """
         self._check(request, payload, accepted)
+        self._guard.check_agreements(request, self._manifest, self._roster)
         opened = {
             sender: self._open(sender, part)
             for sender, part in zip(request.survivors, self._parts(request, payload), strict=True)
@@ -172,7 +173,6 @@ class MaskingSite:
         self._guard.check_first_list(request, accepted)
         self._guard.check_commitments(request, self._manifest, self._roster)
         self._check_parts(request, payload)
-        self._guard.check_agreements(request, self._manifest, self._roster)
 
     def _check_parts(self, request: UnmaskRequest, payload: bytes) -> None:
         """The sealed shares are those that their senders signed for."""
