@@ -68,7 +68,8 @@ def admit(
     from fedhealth.server.home import ServerHome
 
     done = admit_site(ServerHome(home.resolve()), request)
-    say(f"Admitted {done.site_id} (training size {done.train_size}); {done.num_admitted} in all.")
+    size = "hidden" if done.train_size is None else str(done.train_size)
+    say(f"Admitted {done.site_id} (training size {size}); {done.num_admitted} in all.")
     say(f"Site key   {fingerprint(done.site_key_id)}")
     say(f"Server key {fingerprint(done.server_key_id)}")
     say(f"Send the hospital {done.admission_path}")
@@ -84,6 +85,27 @@ def admit(
                 "num_admitted": done.num_admitted,
             },
         )
+
+
+@app.command()
+def roster(
+    home: HomeOption,
+    out: Annotated[Path, typer.Option(help="Where to write the roster.")],
+    json: JsonOption = False,
+) -> None:
+    """Sign who is in the study, for every hospital to pin (`fedhealth site pin`); needed with secure aggregation."""
+    from fedhealth.evidence.signing import fingerprint
+    from fedhealth.server.enrolment import issue_roster
+    from fedhealth.server.home import ServerHome
+
+    done = issue_roster(ServerHome(home.resolve()), out)
+    for site_id, key_id in done.key_ids.items():
+        say(f"{site_id:<20} {fingerprint(key_id)}")
+    say(
+        f"Send every hospital {done.path}; each compares these fingerprints with the other hospitals."
+    )
+    if json:
+        emit_json("server-roster", {"roster": str(done.path), "key_ids": done.key_ids})
 
 
 @app.command()

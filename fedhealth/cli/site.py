@@ -66,15 +66,19 @@ def join(
     """Pin the coordinator's admission. Example: fedhealth site join st-mary.json --home site."""
     from fedhealth.evidence.signing import fingerprint
     from fedhealth.site.enrolment import join as join_study
-    from fedhealth.site.home import SiteHome, load_pinned
+    from fedhealth.site.home import SiteHome, joined_study
 
     site_home = SiteHome(home.resolve())
     done = join_study(site_home, admission)
-    pinned = load_pinned(site_home, done.study_id)
+    study, server_key = joined_study(site_home, done.study_id)
     say(f"Joined {done.study_id} as {done.site.site_id}; the server is at {done.address}")
     say(f"Site key   {fingerprint(done.site.key_id)}")
-    say(f"Server key {fingerprint(pinned.server_key.key_id)}  pinned")
-    say(f"Next: fedhealth site check --home {home}, then fedhealth site start --home {home}")
+    say(f"Server key {fingerprint(server_key.key_id)}  pinned")
+    if study.secure_aggregation is not None:
+        say(
+            f"Next: fedhealth site pin ROSTER --home {home}, with the roster that the coordinator sends"
+        )
+    say(f"Then: fedhealth site check --home {home}, then fedhealth site start --home {home}")
     if json:
         emit_json(
             "site-join",
@@ -82,9 +86,35 @@ def join(
                 "study_id": done.study_id,
                 "site_id": done.site.site_id,
                 "site_key_id": done.site.key_id,
-                "server_key_id": pinned.server_key.key_id,
+                "server_key_id": server_key.key_id,
             },
         )
+
+
+@app.command()
+def pin(
+    roster: Annotated[Path, typer.Argument(help="The roster of `fedhealth server roster`.")],
+    home: HomeOption,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="The fingerprints were compared; do not ask.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Pin who is in the study, for secure aggregation. Compare each fingerprint with that hospital, not the server."""
+    from fedhealth.evidence.signing import fingerprint
+    from fedhealth.site.enrolment import pin_roster, read_roster_file
+    from fedhealth.site.home import SiteHome
+
+    site_home = SiteHome(home.resolve())
+    offered = read_roster_file(site_home, roster)
+    for site_id, key_id in offered.key_ids.items():
+        say(f"{offered.changes[site_id]:<8} {site_id:<20} {fingerprint(key_id)}")
+    if not yes and not typer.confirm("Did you compare these fingerprints with the hospitals?"):
+        raise typer.Exit(2)
+    pin_roster(site_home, offered)
+    say(f"Pinned {len(offered.key_ids)} sites of study {offered.study_id}.")
+    if json:
+        emit_json("site-pin", {"study_id": offered.study_id, "key_ids": offered.key_ids})
 
 
 @app.command()

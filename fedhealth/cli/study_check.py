@@ -19,14 +19,14 @@ def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
 def _strategies(study: Study) -> Iterator[Finding]:
     """Make every run's strategy as the server will: unknown options and wrong values show here."""
     try:
-        from fedhealth.flower.strategy_options import make_strategy
+        from fedhealth.flower.strategy_options import make_run_strategy
     except ImportError:
         text = "options of strategies are not checked: Flower is not installed here (fedhealth[server])."
         yield Finding(level="warning", code="FH-CONFIG-020", text=text)
         return
     for run in study.runs:
         try:
-            make_strategy(run, min_cohort=study.federation.min_cohort)
+            make_run_strategy(study, run)
         except FedHealthError as error:
             if error.code == NOT_INSTALLED:  # `check_study` has said so
                 continue

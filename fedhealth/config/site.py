@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from fedhealth.config.base import ConfigModel, Slug
 from fedhealth.config.levels import LogLevel
 from fedhealth.config.privacy import SitePrivacy
+from fedhealth.config.secure_aggregation import SiteSecureAggregation
 from fedhealth.config.study import PluginChoice
 
 
@@ -31,6 +32,10 @@ class SiteConfig(ConfigModel):
     privacy: SitePrivacy = Field(
         default_factory=lambda: SitePrivacy(dataset="cohort"),
         description="The hospital's own limits, and its privacy ledger.",
+    )
+    secure_aggregation: SiteSecureAggregation = Field(
+        default_factory=lambda: SiteSecureAggregation(required=False),
+        description="The hospital's own floors for sums that hold its update.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the worker trains; auto: cuda if there is one."

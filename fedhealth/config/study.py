@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from fedhealth.config.base import ConfigModel, Name, OptionValue, PluginName, Slug
 from fedhealth.config.data import DataConfig
 from fedhealth.config.privacy import PatientPrivacy
+from fedhealth.config.secure_aggregation import SecureAggregation
 from fedhealth.contracts.metrics import METRIC_RANGES
 
 SCHEMA_VERSION = 1
@@ -156,6 +157,10 @@ class Study(ConfigModel):
         None,
         description="Differential privacy for every patient. Left out: none, and every report says so.",
     )
+    secure_aggregation: SecureAggregation | None = Field(
+        None,
+        description="Masks under which the server sees the sum of all sites only. Left out: it sees every update.",
+    )
     policy: PoolingPolicy = Field(
         default_factory=lambda: PoolingPolicy(pooling_allowed=False),
         description="Whether the data could be pooled.",
@@ -167,6 +172,34 @@ class Study(ConfigModel):
         if len(set(names)) != len(names):
             raise ValueError(f"run names repeat: {names}")
         return self
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        masks = self.secure_aggregation
+        if masks is None:
+            return self
+        if self.federation.min_cohort < masks.min_survivors:
+            raise ValueError(
+                "federation.min_cohort must be at least secure_aggregation.min_survivors: a smaller round has no sum"
+            )
+        noise = masks.distributed_privacy
+        if noise is None or noise.unit == "site":
+            return self
+        if self.training.local_steps != 1 or self.privacy is not None:
+            raise ValueError(
+                "distributed_privacy of unit patient takes one global step a round (training.local_steps: 1) and "
+                "stands instead of `privacy`"
+            )
+        if any(run.personalisation != "none" for run in self.runs):
+            raise ValueError(
+                "distributed_privacy of unit patient cannot protect a private head: no noise of others covers it"
+            )
+        return self
+
+    @property
+    def hides_sizes(self) -> bool:
+        """Whether the number of a site's patients stays at the site: masks carry it, and no privacy plan needs it."""
+        return self.secure_aggregation is not None and self.privacy is None
 
     def run(self, name: str) -> RunPlan:
         """The run of that name. Raises KeyError."""

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +22,46 @@ STRATEGY_CONFIG_ALLOWED: frozenset[str] = frozenset({"clipping_norm", "proximal_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReply:
-    """One site's verified contribution. `weight` is the training size declared at admission (public)."""
+    """One site's verified contribution. `weight` is the training size declared at admission (public).
+
+    With secure aggregation one reply stands for all survivors: their mean model, total weight and mean metrics;
+    `num_sites` says how many they are.
+    """
 
     site_id: str
     weight: float
     load_vector: Callable[[], Vector] = field(repr=False)
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
+    num_sites: int = 1
 
 
-SiteLevelMechanism = Literal["dp-fedavg", "dp-ftrl"]
+SiteLevelMechanism = Literal["dp-fedavg", "dp-ftrl", "distributed-skellam"]
+
+MAX_ROUNDING_LOSS: Final = 2.0
+"""With whole-number noise: most that rounding to the grid may lengthen a contribution, and so the noise that hides it.
+Beyond, more than half of the noise would be there for the rounding; `plan_distributed` refuses such a grid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkellamShare:
+    """What an account needs of a sum whose noise came from its sites. Norms and variance are in steps of one grid."""
+
+    l1_sensitivity: float
+    """Largest L1 norm of one site's contribution."""
+    l2_sensitivity: float
+    """Largest L2 norm of it."""
+    variance: float
+    """Of the noise of `num_honest` sites together, on each coordinate."""
+    num_honest: int
+    """Fewest sites whose noise is in the sum and is told to nobody: the trust assumption."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteLevelRelease:
-    """What one round's model told about a whole site: one Gaussian mechanism, or two with adaptive clipping.
+    """What one round's model told about a whole site.
 
+    One Gaussian mechanism, or two with adaptive clipping; with `distributed-skellam` one Skellam mechanism, `skellam`.
     Unit: the site (add or remove one). A patient's guarantee is another matter and is never added to it.
     """
 
@@ -45,7 +69,8 @@ class SiteLevelRelease:
     noise_multiplier: float
     """Standard deviation of the noise on the sum of updates over its L2 sensitivity: what an account composes."""
     noise_std: float
-    """Standard deviation of the noise that every coordinate of the mean update got."""
+    """Standard deviation of the noise that every coordinate of the mean update got; of the honest sites' noise where
+    sites made it."""
     clipping_norm: float
     """The norm that clipped this round's updates."""
     denominator: int
@@ -54,6 +79,7 @@ class SiteLevelRelease:
     quantile_multiplier: float | None
     """With adaptive clipping: the same ratio for the noised count of unclipped updates (Andrew et al. 2021)."""
     generator: NoiseGenerator
+    skellam: SkellamShare | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

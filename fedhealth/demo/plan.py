@@ -15,6 +15,8 @@ StudyName = Literal["synthetic", "heart"]
 SYNTHETIC_PATIENTS: Final = (400, 280, 200, 160)
 TRAIN_SHARE: Final = 0.6
 """Of the study files' split; rounded to tens, as a hospital might declare it."""
+MASKED_SITES: Final = 3
+"""Of two hospitals each would see the other's update in the sum: masks begin with three."""
 HEART_HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
 
 
@@ -37,6 +39,7 @@ class DemoPlan:
     sites: tuple[DemoSite, ...]
     study_text: str
     has_privacy: bool
+    has_masks: bool
 
 
 def make_plan(
@@ -75,6 +78,9 @@ def make_plan(
     if not has_privacy:
         content.pop("privacy", None)
     sites = _heart_sites(num_sites) if study == "heart" else _synthetic_sites(num_sites, content)
+    if len(sites) < MASKED_SITES:
+        content.pop("secure_aggregation", None)
+        content["federation"]["min_cohort"] = 2
     if has_privacy:
         sites = tuple(replace(site, privacy=_policy(template, site)) for site in sites)
     return DemoPlan(
@@ -82,6 +88,7 @@ def make_plan(
         sites=sites,
         study_text=yaml.safe_dump(content, sort_keys=False),
         has_privacy=has_privacy,
+        has_masks="secure_aggregation" in content,
     )
 
 

@@ -80,6 +80,12 @@ class Demo:
             admission = server / "admissions" / f"{site.site_id}.json"
             self._command("site", "join", admission, "--home", home)
             self._step(f"{site.site_id}: keys made at the site, admitted, joined")
+        if self.plan.has_masks:
+            roster = self.folder / "roster.json"
+            self._command("server", "roster", "--home", server, "--out", roster)
+            for site in self.plan.sites:
+                self._command("site", "pin", roster, "--home", self._home(site), "--yes")
+            self._step("every hospital pinned the others' keys: the server will see sums only")
 
     def _federate(self) -> None:
         started = [

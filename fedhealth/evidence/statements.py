@@ -69,13 +69,13 @@ def parse_statement(model: type[S], payload: bytes | str) -> S:
 
 
 class RosterEntry(Statement):
-    """One admitted site, as everybody may know it."""
+    """One admitted site, as everybody may know it. `train_size` is None where a study hides sizes under masks."""
 
     site_id: SiteId
     key_id: Hex64
     signing_key: str = Field(max_length=64)
     node_key_id: Hex64
-    train_size: int = Field(ge=1, le=100_000_000)
+    train_size: int | None = Field(ge=1, le=100_000_000)
     modalities: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...]
 
 
@@ -92,7 +92,10 @@ class Invitation(Statement):
 
 
 class JoinRequest(Statement):
-    """From a hospital to the consortium: public keys born at the site, and the declared training size."""
+    """From a hospital to the consortium: public keys born at the site, and the declared training size.
+
+    The size is None in a study that hides it: it then travels under the masks only.
+    """
 
     study_id: SiteId
     study_sha256: Hex64
@@ -100,7 +103,7 @@ class JoinRequest(Statement):
     signing_key: str = Field(max_length=64)
     node_key: str = Field(max_length=1000, pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$")
     node_key_proof: str = Field(max_length=1000)
-    train_size: int = Field(ge=1, le=100_000_000)
+    train_size: int | None = Field(ge=1, le=100_000_000)
     modalities: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...]
 
 
@@ -112,6 +115,30 @@ class Admission(Statement):
     site: RosterEntry
     address: str = Field(max_length=260)
     admitted_at: UtcTime
+
+
+class RosterSite(Statement):
+    """One site of a study's roster: its id and its public signing key."""
+
+    site_id: SiteId
+    signing_key: str = Field(max_length=64)
+
+
+class StudyRoster(Statement):
+    """From the consortium to all hospitals: who is in the study. A person compares the fingerprints, then pins it."""
+
+    study_id: SiteId
+    study_sha256: Hex64
+    sites: tuple[RosterSite, ...] = Field(min_length=1, max_length=1000)
+    issued_at: UtcTime
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "StudyRoster":
+        if len({s.site_id for s in self.sites}) != len(self.sites):
+            raise ValueError("a site is on the roster twice")
+        if len({s.signing_key for s in self.sites}) != len(self.sites):
+            raise ValueError("one key stands for two sites")
+        return self
 
 
 class ManifestTensor(Statement):

@@ -74,7 +74,9 @@ def _run(grid: Grid, context: Context, home: ServerHome, run_name: str) -> None:
         folder=folder,
         signing_key=SigningKey.load(home.signing_key),
         transport=transport,
-        aggregator=build_aggregator(run, start.spec, min_cohort=study.federation.min_cohort),
+        aggregator=build_aggregator(
+            run, start.spec, min_cohort=study.federation.min_cohort, study=study
+        ),
         recorder=recorder,
         ledger_places=LedgerPlaces(home.ledger_places),
         first_attempt=next_attempt(folder, start.round_number + 1),

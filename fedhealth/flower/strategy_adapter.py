@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedhealth.config.study import RunPlan
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.aggregation import (
     STRATEGY_CONFIG_ALLOWED,
     Aggregate,
@@ -24,9 +24,10 @@ from fedhealth.contracts.aggregation import (
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import AggregationError, ConfigError, FedHealthError, QuorumError
 from fedhealth.flower.cohort_grid import CohortGrid, node_id_of, waits_for_sites
-from fedhealth.flower.strategy_options import make_strategy
+from fedhealth.flower.strategy_options import make_run_strategy, make_strategy
 from fedhealth.flower.strategy_state import StrategyState
 from fedhealth.flower.view_array import array_record
+from fedhealth.secagg.round_settings import sum_release
 
 Vector = NDArray[np.float32]
 
@@ -36,13 +37,21 @@ STRATEGY_CONFIG_DROPPED = frozenset({"server-round"})
 _BLOCK = 1 << 20  # elements looked at in one go by the finiteness check
 
 
-def build_aggregator(run: RunPlan, spec: TensorSpec, *, min_cohort: int) -> "StrategyAggregator":
+def build_aggregator(
+    run: RunPlan, spec: TensorSpec, *, min_cohort: int, study: Study | None = None
+) -> "StrategyAggregator":
     """The aggregator of a run, with the strategy that its study names.
 
+    `study` is given for a study with secure aggregation: the strategy then gets sums.
+
     Raises:
-        ConfigError: as `make_strategy`.
+        ConfigError: as `make_run_strategy`.
+        PrivacyError: no noise and grid fit the study's distributed privacy.
     """
-    strategy = make_strategy(run, min_cohort=min_cohort)
+    if study is None or study.secure_aggregation is None:
+        strategy = make_strategy(run, min_cohort=min_cohort)
+    else:
+        strategy = make_run_strategy(study, run, noise=sum_release(study, spec.num_elements))
     return StrategyAggregator(strategy, spec, min_cohort=min_cohort)
 
 
@@ -58,6 +67,7 @@ class StrategyAggregator:
         self._spec = spec
         self._min_cohort = min_cohort
         self._state = StrategyState(strategy)
+        self._note_survivors = getattr(strategy, "note_survivors", None)
         self._weight_key = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._array_key = str(getattr(strategy, "arrayrecord_key", "arrays"))
 
@@ -99,8 +109,10 @@ class StrategyAggregator:
             whatever the iterator or `load_vector` raises, as it is.
         """
         listed = list(replies)
-        self._check_quorum(len(listed))
+        self._check_quorum(sum(reply.num_sites for reply in listed))
         _check_replies(listed)
+        if self._note_survivors is not None:
+            self._note_survivors(listed[0].num_sites)
         train = _ReplyMessages(self, listed)
         with self._strategy_errors("aggregate_train", train):
             arrays, train_metrics = self._strategy.aggregate_train(round_number, iter(train))
@@ -164,7 +176,7 @@ class StrategyAggregator:
     def _releases(self) -> tuple[SiteLevelRelease | None, tuple[SiteLevelRelease, ...]]:
         """What this round told about a site and all of the run; nothing from a strategy that adds no noise."""
         take = getattr(self._strategy, "take_release", None)
-        if take is None:
+        if take is None or not getattr(self._strategy, "has_noise", True):
             return None, ()
         with self._strategy_errors("take_release"):
             release, so_far = take(), tuple(getattr(self._strategy, "releases", ()))

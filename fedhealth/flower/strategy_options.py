@@ -3,14 +3,19 @@
 import inspect
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from flwr.serverapp.strategy import Strategy
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from fedhealth import plugins
-from fedhealth.config.study import RunPlan
+from fedhealth.config.study import RunPlan, Study
+from fedhealth.contracts.aggregation import SiteLevelRelease
 from fedhealth.errors import ConfigError
+from fedhealth.flower.strategy_state import StrategyState
+
+WRAPPER: Final = "secure-aggregation"
+"""Entry point of what gives a strategy sums; it is no strategy that a study can name."""
 
 
 def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
@@ -23,9 +28,16 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
         ConfigError: FH-CONFIG-010 to 012 not installed, FH-STRATEGY-012 not a Flower strategy,
             FH-STRATEGY-013 unknown option, FH-STRATEGY-014 wrong value, FH-STRATEGY-015 the run's
             personalisation is not the strategy's, FH-STRATEGY-018 a required option is missing; whatever the
-            strategy's own `check_run` raises.
+            strategy's own `check_run` raises; FH-STRATEGY-062 the wrapper of secure aggregation.
     """
     name = run.strategy.name
+    if name == WRAPPER:
+        raise ConfigError(
+            "FH-STRATEGY-062",
+            f"{name!r} is no strategy by itself.",
+            why="It wraps the strategy of every run of a study with masks.",
+            fix="Write a section `secure_aggregation` into the study, and the strategy's own name here.",
+        )
     kind = plugins.load("fedhealth.strategies", name)
     if not (inspect.isclass(kind) and issubclass(kind, Strategy)):
         raise ConfigError(
@@ -44,6 +56,27 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     if check_run is not None:
         check_run(num_rounds=run.num_rounds, min_cohort=min_cohort)
     return strategy
+
+
+def make_run_strategy(
+    study: Study, run: RunPlan, *, noise: SiteLevelRelease | None = None
+) -> Strategy:
+    """The run's strategy, behind the wrapper that gives it sums where the study masks updates.
+
+    Args:
+        study: the study.
+        run: one of its runs.
+        noise: what one sum tells about a site, with distributed privacy of unit site.
+
+    Raises:
+        ConfigError: as `make_strategy`; FH-STRATEGY-061 it needs each site's own update.
+    """
+    inner = make_strategy(run, min_cohort=study.federation.min_cohort)
+    if study.secure_aggregation is None:
+        return inner
+    wrapper = plugins.load("fedhealth.strategies", WRAPPER)
+    made: Strategy = wrapper(inner, StrategyState(inner), noise)
+    return made
 
 
 def _takes_all(min_cohort: int) -> dict[str, float]:

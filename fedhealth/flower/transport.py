@@ -7,19 +7,19 @@ message is asked for by itself, often, and given on at once (research of Flower 
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import httpx
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import EvidenceError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.flower.wire import WireReply, pack, unpack_reply
+from fedhealth.server.messages import RawReply
 from fedhealth.server.roster import Roster, RosterLine
-from fedhealth.server.round_loop import RawReply
 
 log = logging.getLogger("fedhealth.server")
 POLL_S: Final = 0.05
@@ -44,26 +44,37 @@ class FlowerTransport:
         return set(self._nodes())
 
     def exchange(
-        self, sites: Sequence[str], envelope: Envelope, payload: bytes, *, ttl_s: float, kind: str
+        self,
+        sites: Sequence[str],
+        envelope: Envelope,
+        payload: bytes | Mapping[str, bytes],
+        *,
+        ttl_s: float,
+        kind: str,
+        is_enough: Callable[[], bool] | None = None,
     ) -> Iterator[RawReply]:
-        """Push one message per site (the same bytes), then give replies as they come."""
+        """Push one message per site, then give replies as they come, until `is_enough`."""
         nodes = self._nodes()
-        content = pack(envelope, payload)
+        content = pack(envelope, payload) if isinstance(payload, bytes) else None
         message_type = MessageType.TRAIN if kind == "train" else MessageType.EVALUATE
         begin = time.monotonic()
         outstanding: dict[str, str] = {}
         message: Message | None = None
+        own: RecordDict | None = None
         for site_id in sites:
             if site_id not in nodes:
                 yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
                 continue
-            message = Message(content, nodes[site_id], message_type, ttl=ttl_s)
+            own = content
+            if own is None:
+                own = pack(envelope, b"" if isinstance(payload, bytes) else payload[site_id])
+            message = Message(own, nodes[site_id], message_type, ttl=ttl_s)
             (message_id,) = self._grid.push_messages([message])
             if message_id:
                 outstanding[message_id] = site_id
             else:
                 yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
-        message = None
+        message = own = None
         del content, payload
         while outstanding and time.monotonic() - begin < ttl_s + LATE_S:
             for message_id in list(outstanding):
@@ -72,6 +83,8 @@ class FlowerTransport:
                     del outstanding[message_id]
                     yield reply
                     del reply  # a whole update: not while the next one is awaited
+            if is_enough is not None and is_enough():
+                return
             time.sleep(POLL_S)
         for site_id in outstanding.values():
             yield _dropped(site_id, DropCode.DEADLINE, begin)

@@ -1,7 +1,8 @@
 """What a Flower message carries: a signed statement, a drop code, and one flat vector as raw bytes.
 
 Flower makes one HTTP request per array and chunk, so the vector is one `Array` (docs/adr/0003). Its bytes are
-little-endian float32 without a NumPy header: the relay copies bytes and needs to understand none of them.
+little-endian float32 without a NumPy header, or a masked vector with sealed shares: the relay copies bytes and needs
+to understand none of them.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from fedhealth.evidence.signing import Envelope
 
 STATEMENT: Final = "fedhealth.statement"
 VECTOR: Final = "fedhealth.vector"
-SERIALISATION: Final = "fedhealth.f4le"
+SERIALISATION: Final = "fedhealth.bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +31,7 @@ def pack(envelope: Envelope, payload: bytes) -> RecordDict:
     """A manifest with the global vector, or a contribution with an update."""
     content = RecordDict({STATEMENT: ConfigRecord({"envelope": envelope.to_bytes()})})
     if payload:
-        array = Array(
-            dtype="float32", shape=(len(payload) // 4,), stype=SERIALISATION, data=payload
-        )
+        array = Array(dtype="uint8", shape=(len(payload),), stype=SERIALISATION, data=payload)
         content[VECTOR] = ArrayRecord({"vector": array})
     return content
 

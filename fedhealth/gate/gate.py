@@ -1,13 +1,13 @@
 """The one door out of a hospital. It releases what the manifest and the study name, and refuses the rest.
 
-Reading guide for a security officer: `release_update` and `release_metrics` are the whole path of data out of
-the site. A refusal is a code; no exception text, path, name or count of patients can pass, because no type in
-`gate.outbound` has a field that could hold one.
+Reading guide for a security officer: `clear_update` and `clear_metrics` are the whole path of data out of the
+site; what they clear leaves as it is (`release`) or under a mask (`release_masked`). A refusal is a code; no exception
+text, path, name or count of patients can pass, because no type in `gate.outbound` has a field that could hold one.
 """
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,9 +21,13 @@ from fedhealth.contracts.tensors import TensorSpec, vector_bytes
 from fedhealth.errors import GateRefusedError
 from fedhealth.gate.outbound import (
     _GATE_TOKEN,
+    Cleared,
+    OutboundAgreement,
     OutboundCode,
     OutboundKeys,
+    OutboundMasked,
     OutboundMetrics,
+    OutboundShares,
     OutboundStatus,
     OutboundUpdate,
 )
@@ -53,6 +57,7 @@ class ReleaseTerms:
         mechanism: DP-SGD that the ledger was charged for; None without patient-level privacy.
         generator: where its randomness must have come from.
         clip: bound on the whole update; None without site-level privacy.
+        is_masked: the study's updates and metrics leave under masks only.
     """
 
     spec: TensorSpec
@@ -61,9 +66,18 @@ class ReleaseTerms:
     mechanism: PatientMechanism | None = None
     generator: NoiseGenerator = "chacha20"
     clip: UpdateClip | None = None
+    is_masked: bool = False
 
 
-def release_update(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masked:
+    """What a mask made of something cleared: bytes, and how many words are in their vector."""
+
+    payload: bytes = field(repr=False)
+    num_words: int
+
+
+def clear_update(
     tensors: Mapping[str, NDArray[np.float32]],
     *,
     train_metrics: Mapping[str, float],
@@ -71,8 +85,8 @@ def release_update(
     terms: ReleaseTerms,
     carried_out: PatientMechanism | None = None,
     generator: NoiseGenerator | None = None,
-) -> OutboundUpdate:
-    """Release exactly the tensors of the spec, finite, as one vector, if they were noised as reserved.
+) -> Cleared:
+    """Check that these are exactly the tensors of the spec, finite, noised as reserved; as one vector.
 
     Raises:
         GateRefusedError: FH-GATE-001 names, FH-GATE-002 shape or dtype, FH-GATE-003 not finite,
@@ -96,23 +110,100 @@ def release_update(
             raise _refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
     if terms.clip is not None:
         vector, _ = clip_update(terms.clip.origin, vector, terms.clip.norm)
-    return OutboundUpdate(
-        kind="update",
-        payload=vector_bytes(vector),
-        num_elements=terms.spec.num_elements,
+    return Cleared(
+        vector=vector,
         train_metrics=_released(train_metrics, terms),
         evaluate_metrics=_released(evaluate_metrics, terms),
+        is_masked=terms.is_masked,
         token=_GATE_TOKEN,
     )
+
+
+def clear_metrics(evaluate_metrics: Mapping[str, float], *, terms: ReleaseTerms) -> Cleared:
+    """Check the metrics of an evaluate-only trip. Raises as `clear_update`."""
+    return Cleared(
+        vector=None,
+        train_metrics={},
+        evaluate_metrics=_released(evaluate_metrics, terms),
+        is_masked=terms.is_masked,
+        token=_GATE_TOKEN,
+    )
+
+
+def release(cleared: Cleared) -> OutboundUpdate | OutboundMetrics:
+    """Let it leave in the clear: for studies without masks, and for answers that say nothing.
+
+    Raises:
+        GateRefusedError: FH-GATE-010 the study masks it.
+    """
+    if cleared.is_masked and (cleared.vector is not None or cleared.evaluate_metrics):
+        raise _refused("FH-GATE-010", "this study's updates and metrics leave under masks only.")
+    if cleared.vector is None:
+        return OutboundMetrics(
+            kind="metrics", evaluate_metrics=cleared.evaluate_metrics, token=_GATE_TOKEN
+        )
+    return OutboundUpdate(
+        kind="update",
+        payload=vector_bytes(cleared.vector),
+        num_elements=cleared.vector.size,
+        train_metrics=cleared.train_metrics,
+        evaluate_metrics=cleared.evaluate_metrics,
+        token=_GATE_TOKEN,
+    )
+
+
+def release_masked(
+    cleared: Cleared, *, mask: Callable[[Cleared], Masked], num_bytes: int
+) -> OutboundMasked:
+    """Let it leave under a mask only: whatever `mask` is given was cleared here, and nothing leaves beside it.
+
+    Args:
+        cleared: of `clear_update` or `clear_metrics`.
+        mask: makes the masked vector and the sealed shares.
+        num_bytes: of every site's payload in this round; its size tells nothing then.
+
+    Raises:
+        GateRefusedError: FH-GATE-009 another size.
+    """
+    masked = mask(cleared)
+    if len(masked.payload) != num_bytes:
+        raise _refused("FH-GATE-009", "a masked vector has another size than the round's.")
+    return OutboundMasked(
+        kind="masked", payload=masked.payload, num_words=masked.num_words, token=_GATE_TOKEN
+    )
+
+
+def release_update(
+    tensors: Mapping[str, NDArray[np.float32]],
+    *,
+    train_metrics: Mapping[str, float],
+    evaluate_metrics: Mapping[str, float],
+    terms: ReleaseTerms,
+    carried_out: PatientMechanism | None = None,
+    generator: NoiseGenerator | None = None,
+) -> OutboundUpdate:
+    """`clear_update` and `release` in one. Raises as `clear_update`."""
+    released = release(
+        clear_update(
+            tensors,
+            train_metrics=train_metrics,
+            evaluate_metrics=evaluate_metrics,
+            terms=terms,
+            carried_out=carried_out,
+            generator=generator,
+        )
+    )
+    assert isinstance(released, OutboundUpdate)  # noqa: S101 - an update has a vector
+    return released
 
 
 def release_metrics(
     evaluate_metrics: Mapping[str, float], *, terms: ReleaseTerms
 ) -> OutboundMetrics:
-    """Release the metrics of an evaluate-only trip. Raises as `release_update`."""
-    return OutboundMetrics(
-        kind="metrics", evaluate_metrics=_released(evaluate_metrics, terms), token=_GATE_TOKEN
-    )
+    """`clear_metrics` and `release` in one. Raises as `clear_update`."""
+    released = release(clear_metrics(evaluate_metrics, terms=terms))
+    assert isinstance(released, OutboundMetrics)  # noqa: S101 - there is no vector
+    return released
 
 
 def release_again(
@@ -120,8 +211,12 @@ def release_again(
     update_sha256: str | None,
     train_metrics: Mapping[str, float],
     evaluate_metrics: Mapping[str, float],
-) -> OutboundUpdate | OutboundMetrics:
+    *,
+    num_words: int | None = None,
+) -> OutboundUpdate | OutboundMetrics | OutboundMasked:
     """Release an answer that was released and sealed before: the very same bytes, or nothing.
+
+    `num_words` is set where it is a masked vector.
 
     Raises:
         GateRefusedError: FH-GATE-008 the bytes are not those that were signed.
@@ -134,6 +229,10 @@ def release_again(
         )
     if hashlib.sha256(payload).hexdigest() != update_sha256:
         raise _refused("FH-GATE-008", "a sealed answer is not the one that was signed.")
+    if num_words is not None:
+        return OutboundMasked(
+            kind="masked", payload=payload, num_words=num_words, token=_GATE_TOKEN
+        )
     return OutboundUpdate(
         kind="update",
         payload=payload,
@@ -147,6 +246,16 @@ def release_again(
 def release_code(code: DropCode) -> OutboundCode:
     """Release the code of a failure."""
     return OutboundCode(kind="code", code=DropCode(code), token=_GATE_TOKEN)
+
+
+def release_agreement() -> OutboundAgreement:
+    """Release the signed agreement to a list of survivors: names of sites, nothing else."""
+    return OutboundAgreement(kind="agreement", token=_GATE_TOKEN)
+
+
+def release_shares(shares: bytes) -> OutboundShares:
+    """Release shares of mask seeds, which are uniform numbers."""
+    return OutboundShares(kind="shares", payload=shares, token=_GATE_TOKEN)
 
 
 def release_keys(request: bytes) -> OutboundKeys:

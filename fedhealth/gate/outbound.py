@@ -1,4 +1,4 @@
-"""What may leave a site: five types, each made by `gate.gate` and by nothing else.
+"""What may leave a site: a few types, each made by `gate.gate` and by nothing else.
 
 The constructors want the gate's own token, so that an outbound object made elsewhere fails at once; a test
 also searches the source for other callers. The socket accepts nothing else (`site/door.py`).
@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedhealth.contracts.codes import DropCode
 
 _GATE_TOKEN: Final = object()
-Kind = Literal["update", "metrics", "keys", "status", "code"]
+Kind = Literal["update", "metrics", "masked", "agreement", "shares", "keys", "status", "code"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +67,42 @@ class OutboundKeys(Outbound):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboundStatus(Outbound):
     """That the worker is alive, and the version of its protocol."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboundMasked(Outbound):
+    """A masked vector of `num_words` words, and shares sealed for the other sites; nothing in the clear."""
+
+    num_words: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboundAgreement(Outbound):
+    """That the site agrees to one list of survivors; the list is in the signed statement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboundShares(Outbound):
+    """Shares of mask seeds, for the one list of survivors that the site accepted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    """What the gate let through to be masked. It is no `Outbound`: the door does not take it, only a mask does.
+
+    Attributes:
+        vector: the released vector on the spec, (n,) float32; None in an evaluation.
+        train_metrics: rounded, listed and charged ones only.
+        evaluate_metrics: likewise.
+        is_masked: it may not leave without a mask.
+    """
+
+    vector: NDArray[np.float32] | None = field(repr=False)
+    train_metrics: Mapping[str, float]
+    evaluate_metrics: Mapping[str, float]
+    is_masked: bool
+    token: InitVar[object] = None
+
+    def __post_init__(self, token: object) -> None:
+        if token is not _GATE_TOKEN:
+            raise PermissionError("only fedhealth.gate clears what is masked")

@@ -31,7 +31,7 @@ def check_plan(policy: SitePrivacy, plan: SitePlan | None, *, declared_train_siz
         _check_unprotected(policy)
         return
     check_delta(plan.delta, declared_train_size)
-    _check_mechanism(policy, plan)
+    _check_noise(policy, plan.noise_multiplier, plan.clipping_norm)
     data_delta = min(plan.delta, default_delta(declared_train_size))
     limits = (
         ("021", policy.max_epsilon_per_study, "max_epsilon_per_study", plan.delta),
@@ -40,14 +40,36 @@ def check_plan(policy: SitePrivacy, plan: SitePlan | None, *, declared_train_siz
     events = plan.planned_events()
     for number, limit, key, delta in limits:
         if limit is not None and not _is_inside(events, limit, delta):
-            epsilon = compose(events, delta=delta).epsilon
-            raise PrivacyError(
-                f"FH-PRIVACY-{number}",
-                f"the study would cost a patient epsilon {epsilon:.4g} (delta {delta:.3g}); this site "
-                f"allows {limit:g} (privacy.{key}).",
-                why="The whole study is planned, spare rounds included: it would have to stop on the way.",
-                fix="Ask the coordinator for a lower target_epsilon, or raise the limit in site.yaml.",
-            )
+            raise _too_expensive(number, key, events, limit, delta)
+
+
+def check_sums(
+    policy: SitePrivacy,
+    planned: tuple[Event, ...],
+    *,
+    delta: float,
+    noise_multiplier: float,
+    clipping_norm: float,
+) -> None:
+    """Are sums with distributed noise, over the whole study, inside this hospital's limits?
+
+    Args:
+        policy: the hospital's limits.
+        planned: all sums of the study, as they cost one patient.
+        delta: of the account.
+        noise_multiplier: of the honest sites' noise together.
+        clipping_norm: of a site's update or of a patient's gradient.
+
+    Raises:
+        PrivacyError: FH-PRIVACY-021 to 024 as `check_plan`.
+    """
+    _check_noise(policy, noise_multiplier, clipping_norm)
+    for number, limit, key in (
+        ("021", policy.max_epsilon_per_study, "max_epsilon_per_study"),
+        ("022", policy.max_epsilon_per_dataset, "max_epsilon_per_dataset"),
+    ):
+        if limit is not None and not _is_inside(planned, limit, delta):
+            raise _too_expensive(number, key, planned, limit, delta)
 
 
 def check_patients(policy: SitePrivacy, num_training_patients: int) -> None:
@@ -134,20 +156,33 @@ def _check_unprotected(policy: SitePrivacy) -> None:
         )
 
 
-def _check_mechanism(policy: SitePrivacy, plan: SitePlan) -> None:
+def _too_expensive(
+    number: str, key: str, events: tuple[Event, ...], limit: float, delta: float
+) -> PrivacyError:
+    epsilon = compose(events, delta=delta).epsilon
+    return PrivacyError(
+        f"FH-PRIVACY-{number}",
+        f"the study would cost a patient epsilon {epsilon:.4g} (delta {delta:.3g}); this site "
+        f"allows {limit:g} (privacy.{key}).",
+        why="The whole study is planned, spare rounds included: it would have to stop on the way.",
+        fix="Ask the coordinator for a lower target_epsilon, or raise the limit in site.yaml.",
+    )
+
+
+def _check_noise(policy: SitePrivacy, noise_multiplier: float, clipping_norm: float) -> None:
     least, largest = policy.min_noise_multiplier, policy.max_clipping_norm
-    if least is not None and plan.noise_multiplier < least:
+    if least is not None and noise_multiplier < least:
         raise PrivacyError(
             "FH-PRIVACY-023",
-            f"the study's noise multiplier here is {plan.noise_multiplier:g}; this site asks for {least:g} "
+            f"the study's noise multiplier here is {noise_multiplier:g}; this site asks for {least:g} "
             "(privacy.min_noise_multiplier).",
             why="Less noise tells more about single patients in every step.",
             fix="Ask the coordinator for a lower target_epsilon, or lower the limit in site.yaml.",
         )
-    if largest is not None and plan.clipping_norm > largest:
+    if largest is not None and clipping_norm > largest:
         raise PrivacyError(
             "FH-PRIVACY-024",
-            f"the study's clipping norm is {plan.clipping_norm:g}; this site allows {largest:g} "
+            f"the study's clipping norm is {clipping_norm:g}; this site allows {largest:g} "
             "(privacy.max_clipping_norm).",
             why="It is the most that one patient's gradient counts in a step.",
             fix="Ask the coordinator for a lower clipping_norm, or raise the limit in site.yaml.",

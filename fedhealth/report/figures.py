@@ -39,6 +39,12 @@ def heading(record: RoundRecord) -> str:
     return name if record.attempt == 1 else f"{name}, attempt {record.attempt}"
 
 
+def mean_rows(record: RoundRecord) -> list[tuple[str, str, str]]:
+    """Label, value and hint of each mean of the round: what a masked round shows instead of charts per hospital."""
+    means = _means(record)
+    return [(label, number(means[n]), hint) for n, (label, hint) in METRIC.items() if n in means]
+
+
 def round_charts(record: RoundRecord, previous: RoundRecord | None) -> list[Chart]:
     """Bars per site for each metric that anybody released in the round."""
     charts = []

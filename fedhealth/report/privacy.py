@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Final, cast
 from fedhealth.contracts.aggregation import SiteLevelRelease
 from fedhealth.errors import EvidenceError, PrivacyError
 from fedhealth.evidence.statements import PrivacySpend, RoundPrivacy
-from fedhealth.privacy.accounting.events import Event, PoissonSubsampledGaussian, UnboundedRelease
+from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
+    Event,
+    GaussianRelease,
+    PoissonSubsampledGaussian,
+    UnboundedRelease,
+)
 from fedhealth.report.privacy_facts import (
     Accountant,
     PatientPrivacyFact,
@@ -61,13 +67,16 @@ def spend_is_consistent(spend: PrivacySpend, *, declared_train_size: int = 1) ->
     or nothing can compose it.
     """
     events = spend.study_events
-    has_training = any(isinstance(event, PoissonSubsampledGaussian) for event in spend.round_events)
+    is_clipped = any(
+        isinstance(event, PoissonSubsampledGaussian | DistributedSkellam)
+        for event in spend.round_events
+    )
     return (
         len(events) <= MAX_KINDS
         and all(_is_plausible(event) for event in events)
         and are_part_of(spend.round_events, events)
         and spend.delta <= MAX_DELTA_SHARE / declared_train_size * (1 + 1e-9)
-        and not (has_training and spend.clipping_norm is None)
+        and not (is_clipped and spend.clipping_norm is None)
         and _can_be_composed(events, spend.delta)
     )
 
@@ -247,7 +256,7 @@ def _rounded_up(epsilon: float) -> float | None:
 def _is_plausible(event: Event) -> bool:
     if isinstance(event, UnboundedRelease):
         return event.unit == "patient"
-    rate = event.sampling_rate if isinstance(event, PoissonSubsampledGaussian) else 1.0
+    rate = 1.0 if isinstance(event, GaussianRelease) else event.sampling_rate
     return (
         event.unit == "patient"
         and rate >= MIN_SAMPLING_RATE

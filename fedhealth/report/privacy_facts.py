@@ -9,8 +9,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from fedhealth.config.privacy import Tuning
-from fedhealth.contracts.aggregation import SiteLevelMechanism
+from fedhealth.contracts.aggregation import MAX_ROUNDING_LOSS, SiteLevelMechanism
 from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
     Event,
     GaussianRelease,
     UnboundedRelease,
@@ -26,7 +27,11 @@ Sampler = Literal["none", "poisson"]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-MAX_RELEASES: Final[dict[SiteLevelMechanism, int]] = {"dp-fedavg": 2, "dp-ftrl": 1}
+MAX_RELEASES: Final[dict[SiteLevelMechanism, int]] = {
+    "dp-fedavg": 2,
+    "dp-ftrl": 1,
+    "distributed-skellam": 1,
+}
 """Of one round: a model, and the count of unclipped updates when the clipping norm adapts."""
 NOISE_TOLERANCE: Final = 1e-6
 """Relative: the same product of three numbers, in another order."""
@@ -89,7 +94,8 @@ class SiteLevelFact(Closed):
     """What the server's mechanism spent for each site, over the rounds of this run.
 
     Attributes:
-        noise_std: of the noise on every coordinate of the mean update.
+        noise_std: of the noise on every coordinate of the mean update; of that of the honest sites which its event
+            counts on, where sites made it.
         run_events: all releases of the run so far, this round included, equal ones merged.
         num_sites: the denominator of the mean, whoever answered.
         shows_badge: `earns_badge` with the smaller of `num_sites` and the number of admitted sites, which the
@@ -157,21 +163,38 @@ def has_noised_metrics(events: Iterable[Event]) -> bool:
 
 
 def _check_mechanism(fact: SiteLevelFact) -> None:
-    """A round is one Gaussian release of a model, and with adaptive clipping one of a count after it."""
+    """A round is one release of a model, and with adaptive clipping one of a count after it."""
     limit = MAX_RELEASES[fact.mechanism]
     if not 1 <= _count(fact.round_events) <= limit:
         raise ValueError("a round of this mechanism has another number of releases")
     if _count(fact.run_events) % _count(fact.round_events):
         raise ValueError("the rounds of a run all have the same number of releases")
+    if fact.num_sites < 1:
+        raise ValueError("a mean has a denominator")
+    if fact.mechanism == "distributed-skellam":
+        _check_distributed(fact)
+    else:
+        _check_gaussian(fact)
+
+
+def _check_gaussian(fact: SiteLevelFact) -> None:
     noise = [e.noise_multiplier for e in fact.round_events if isinstance(e, GaussianRelease)]
     if len(noise) != len(fact.round_events):
         raise ValueError("a round of this mechanism is made of Gaussian releases")
-    if fact.num_sites < 1:
-        raise ValueError("a mean has a denominator")
     if fact.mechanism == "dp-fedavg":  # a row of dp-ftrl has noise of several rounds
         expected = noise[0] * fact.clipping_norm / fact.num_sites
         if not isclose(fact.noise_std, expected, rel_tol=NOISE_TOLERANCE):
             raise ValueError("the noise of the model is not that of its event")
+
+
+def _check_distributed(fact: SiteLevelFact) -> None:
+    """The grid is not in the record: rounding to it makes a contribution 1 to `MAX_ROUNDING_LOSS` times as long."""
+    if not all(isinstance(event, DistributedSkellam) for event in fact.run_events):
+        raise ValueError("rounds of this mechanism are sums with noise of the sites")
+    noise = [e.noise_multiplier for e in fact.round_events if isinstance(e, DistributedSkellam)]
+    least = noise[0] * fact.clipping_norm / fact.num_sites
+    if not 1 - NOISE_TOLERANCE <= fact.noise_std / least <= MAX_ROUNDING_LOSS + NOISE_TOLERANCE:
+        raise ValueError("the noise of the model is not that of its event")
 
 
 def _count(events: Iterable[Event]) -> int:

@@ -1,6 +1,6 @@
 """The privacy section of a page, from records: what is shown, in words and figures. Called by `render`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
 from math import exp, isfinite
@@ -8,8 +8,9 @@ from math import exp, isfinite
 from markupsafe import Markup
 
 from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
     Event,
-    PoissonSubsampledGaussian,
+    GaussianRelease,
     UnboundedRelease,
     merge_events,
 )
@@ -225,6 +226,9 @@ def _notes(
         yield f"{wording.SPEND_UNKNOWN} {', '.join(unknown)}."
     if is_bounded and record.personalisation == "private_head":
         yield wording.HEAD_STAYED
+    num_honest = _most_honest(event for fact in facts for event in fact.study_events)
+    if num_honest:
+        yield wording.honest_sites(num_honest)
     if has_seeded_noise(event for fact in facts for event in fact.study_events):
         yield wording.SEEDED
     if is_bounded:
@@ -276,7 +280,10 @@ def _site_level(fact: SiteLevelFact, as_of: str) -> AccountRow:
 
 
 def _site_level_notes(fact: SiteLevelFact, num_admitted: int) -> Iterator[str]:
-    """All reasons against a badge, for a page that shows none."""
+    """What the bound counts on, and all reasons against a badge, for a page that shows none."""
+    num_honest = _most_honest(fact.run_events)
+    if num_honest:
+        yield wording.honest_sites(num_honest)
     num_sites = min(fact.num_sites, num_admitted)
     if num_sites < MIN_SITES_FOR_BADGE:
         yield wording.few_sites(num_sites, MIN_SITES_FOR_BADGE)
@@ -288,7 +295,19 @@ def _site_level_notes(fact: SiteLevelFact, num_admitted: int) -> Iterator[str]:
         yield wording.SEEDED_SITES
 
 
+def _most_honest(events: Iterable[Event]) -> int:
+    """The largest number of honest sites that one of these events counts on; 0 where none does."""
+    return max((e.num_honest for e in events if isinstance(e, DistributedSkellam)), default=0)
+
+
 def _mechanism(fact: SiteLevelFact) -> str:
+    if fact.mechanism == "distributed-skellam":
+        return (
+            f"Strategy {fact.mechanism}: in the last round each hospital clipped its update to a norm of "
+            f"{fact.clipping_norm:.4g} and added its share of the noise; only the sum was opened, and was divided by "
+            f"{fact.num_sites} whoever answered. The noise of at least {_most_honest(fact.round_events)} honest sites "
+            f"has a standard deviation of {fact.noise_std:.4g} on every coordinate of the mean."
+        )
     return (
         f"Strategy {fact.mechanism}: the last round clipped each hospital's update to a norm of "
         f"{fact.clipping_norm:.4g}, divided the sum by {fact.num_sites} whoever answered, and added noise of standard "
@@ -306,7 +325,7 @@ def _event_rows(name: str, now: Sequence[Event], so_far: Sequence[Event]) -> Ite
     for event in merge_events(so_far):
         yield EventRow(
             name=name,
-            what=wording.EVENT[event.kind],
+            what=_what(event),
             sampler=wording.SAMPLER[event.sampler],
             noise_multiplier=_noise(event),
             sampling_rate=_rate(event),
@@ -316,12 +335,20 @@ def _event_rows(name: str, now: Sequence[Event], so_far: Sequence[Event]) -> Ite
         )
 
 
+def _what(event: Event) -> str:
+    if isinstance(event, DistributedSkellam):
+        return f"{wording.EVENT[event.kind]}, noise of at least {event.num_honest} honest sites"
+    return wording.EVENT[event.kind]
+
+
 def _noise(event: Event) -> str:
     return "no noise" if isinstance(event, UnboundedRelease) else f"{event.noise_multiplier:.4g}"
 
 
 def _rate(event: Event) -> str:
-    return f"{event.sampling_rate:.4g}" if isinstance(event, PoissonSubsampledGaussian) else NONE
+    if isinstance(event, GaussianRelease | UnboundedRelease) or event.sampler == "none":
+        return NONE
+    return f"{event.sampling_rate:.4g}"
 
 
 def _population(event: Event) -> str:

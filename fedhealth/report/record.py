@@ -19,6 +19,7 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.signing import canonical_json as _canonical_json
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.report.masking_facts import MaskingFact
 from fedhealth.report.privacy_facts import (
     PatientPrivacyFact,
     SiteLevelFact,
@@ -44,7 +45,7 @@ from fedhealth.report.schema import (
     Version,
 )
 
-SCHEMA: Literal["fedhealth/round-record/v2"] = "fedhealth/round-record/v2"
+SCHEMA: Literal["fedhealth/round-record/v3"] = "fedhealth/round-record/v3"
 RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
 StrategySetting = Literal["clipping_norm", "proximal_mu"]
 """What a strategy may tell a site: `contracts.aggregation.STRATEGY_CONFIG_ALLOWED`."""
@@ -55,6 +56,7 @@ class VoidReason(StrEnum):
 
     MINIMUM_COHORT = "minimum_cohort"
     AGGREGATION_FAILED = "aggregation_failed"
+    MASKS_NOT_REMOVED = "masks_not_removed"
     INTERRUPTED = "interrupted"
 
 
@@ -96,14 +98,14 @@ class TensorFact(Closed):
 
 
 class SiteFact(Closed):
-    """One site in one round. Byte counts are None where nothing measured them."""
+    """One site in one round. Byte counts are None where nothing measured them, the size where masks hide it."""
 
     site_id: Annotated[SlugId, D]
     key_id: Annotated[Hex64, S]
     status: Annotated[SiteStatus, S]
     drop_code: Annotated[DropCode | None, S] = None
     contribution_sha256: Annotated[Hex64 | None, S] = None
-    declared_train_size: Annotated[Count, D]
+    declared_train_size: Annotated[Count | None, D]
     update_bytes: Annotated[Count, S] = 0
     wire_bytes_in: Annotated[Count | None, S] = None
     wire_bytes_out: Annotated[Count | None, S] = None
@@ -150,7 +152,7 @@ class Versions(Closed):
 class RoundRecord(Closed):
     """Everything that a round's report is made from."""
 
-    schema_id: Annotated[Literal["fedhealth/round-record/v2"], P] = SCHEMA
+    schema_id: Annotated[Literal["fedhealth/round-record/v3"], P] = SCHEMA
     study_id: Annotated[SlugId, D]
     study_sha256: Annotated[Hex64, P]
     run_name: Annotated[SlugId, D]
@@ -179,6 +181,7 @@ class RoundRecord(Closed):
     aggregate_evaluate_metrics: Annotated[Metrics, A] = Field(default_factory=dict)
     patient_privacy: PatientPrivacyFact | None = None
     site_level: SiteLevelFact | None = None
+    masking: MaskingFact | None = None
     versions: Versions
     not_evidenced: Annotated[tuple[NotEvidenced, ...], N] = tuple(NotEvidenced)
 
@@ -190,11 +193,12 @@ class RoundRecord(Closed):
         _check_ranges(self.aggregate_evaluate_metrics)
         _check_means(self)
         _check_site_level(self)
+        _check_masking(self)
         if len({site.site_id for site in self.sites}) != len(self.sites):
             raise ValueError("a site is listed twice")
         if len(set(self.not_evidenced)) != len(self.not_evidenced):
             raise ValueError("not_evidenced repeats")
-        if self.not_evidenced != unevidenced(self.sites, self.site_level):
+        if self.not_evidenced != unevidenced(self.sites, self.site_level, self.masking):
             raise ValueError("not_evidenced is not what this record leaves open")
         return self
 
@@ -204,20 +208,23 @@ class RoundRecord(Closed):
 
 
 def unevidenced(
-    sites: Sequence[SiteFact], site_level: SiteLevelFact | None
+    sites: Sequence[SiteFact],
+    site_level: SiteLevelFact | None,
+    masking: MaskingFact | None = None,
 ) -> tuple[NotEvidenced, ...]:
     """What a record with these accounts says nothing about.
 
     The privacy cost stays open unless every site that answered has a bounded account of its patients, or an account
-    of whole sites earns a badge.
+    of whole sites earns a badge. With masks the server could not read single updates.
     """
     answered = [site.privacy for site in sites if site.has_answered]
     is_bounded = all(account is not None and account.is_bounded for account in answered)
     has_badge = site_level is not None and site_level.shows_badge
     has_bound = (bool(answered) and is_bounded) or has_badge
-    return tuple(
-        item for item in NotEvidenced if not (has_bound and item is NotEvidenced.PRIVACY_ACCOUNTING)
-    )
+    covered = {NotEvidenced.PRIVACY_ACCOUNTING} if has_bound else set()
+    if masking is not None:
+        covered.add(NotEvidenced.SECURE_AGGREGATION)
+    return tuple(item for item in NotEvidenced if item not in covered)
 
 
 class RoundLine(Closed):
@@ -297,12 +304,12 @@ def mean_metrics(sites: Sequence[SiteFact], kind: Literal["train", "evaluate"]) 
     """
     used = [site for site in sites if site.status is SiteStatus.CONTRIBUTED]
     said = [site.train_metrics if kind == "train" else site.evaluate_metrics for site in used]
-    total = sum(site.declared_train_size for site in used)
+    total = sum(site.declared_train_size or 0 for site in used)
     if total == 0:
         return {}
     return {
         name: sum(
-            site.declared_train_size * metrics[name]
+            (site.declared_train_size or 0) * metrics[name]
             for site, metrics in zip(used, said, strict=True)
         )
         / total
@@ -342,7 +349,9 @@ def _check_charged(site: SiteFact, privacy: SitePrivacyFact) -> None:
 
 
 def _check_means(record: RoundRecord) -> None:
-    """A mean is over what sites of this round released: nothing else is shown as one."""
+    """A mean is over what sites of this round released: nothing else is shown as one. Masks hide the single ones."""
+    if record.masking is not None and record.masking.is_masked:
+        return
     used = [site for site in record.sites if site.status is SiteStatus.CONTRIBUTED]
     train = {name for site in used for name in site.train_metrics}
     evaluate = {name for site in used for name in site.evaluate_metrics}
@@ -364,6 +373,25 @@ def _check_site_level(record: RoundRecord) -> None:
         raise ValueError("more models were released than there were rounds")
     if fact.shows_badge != fact.earns_badge(len(record.sites)):
         raise ValueError("a badge goes with enough admitted sites and a small epsilon, only there")
+
+
+def _check_masking(record: RoundRecord) -> None:
+    fact = record.masking
+    if fact is None:
+        if any(site.declared_train_size is None for site in record.sites):
+            raise ValueError("a size is hidden where nothing masks it")
+        return
+    used = [site.site_id for site in record.sites if site.status is SiteStatus.CONTRIBUTED]
+    if any(site.train_metrics or site.evaluate_metrics for site in record.sites):
+        raise ValueError("a site's metric is shown in a masked round")
+    if any((site.declared_train_size is None) != fact.hides_sizes for site in record.sites):
+        raise ValueError("sizes are hidden at all sites or at none")
+    if record.status == "void" or not fact.is_masked:
+        return
+    if sorted(fact.survivors) != sorted(used) or len(used) < fact.min_survivors:
+        raise ValueError("the sum is about the sites that contributed, and enough of them")
+    if len(fact.unmasked_by) < fact.threshold:
+        raise ValueError("masks came off without enough shares")
 
 
 def _check_spec(record: RoundRecord) -> None:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from fedhealth.report import figures, wording
 from fedhealth.report.attestation import attestations
 from fedhealth.report.figures import bytes_long, bytes_short, grouped, moment, seconds
+from fedhealth.report.masking_facts import NOT_VISIBLE, masking_section
 from fedhealth.report.privacy_page import round_section, run_section
 from fedhealth.report.record import (
     NotEvidenced,
@@ -57,6 +58,8 @@ def render_round(
         charts=figures.round_charts(record, previous),
         privacy=round_section(record, history),
         chain=_chain(record, previous),
+        masking=masking_section(record.masking, record.status),
+        means=figures.mean_rows(record),
         personalisation=wording.PERSONALISATION[record.personalisation],
         laps=[
             ("gathering hospitals", laps.gather_s),
@@ -126,8 +129,14 @@ def round_summary(record: RoundRecord) -> str:
     tail = "" if missing == 0 else f" {missing} did not contribute; the reasons are below."
     return (
         f"{used} of {invited} invited hospitals trained the shared model on their own patients, and the "
-        f"server combined their updates into a new model.{tail}"
+        f"server {_combined(record)}.{tail}"
     )
+
+
+def _combined(record: RoundRecord) -> str:
+    if record.masking is not None and record.masking.is_masked:
+        return "made a new model from the sum of their updates, which is all that it could read"
+    return "combined their updates into a new model"
 
 
 def _run_summary(records: Sequence[RoundRecord], complete: int) -> str:
@@ -142,6 +151,22 @@ def _run_summary(records: Sequence[RoundRecord], complete: int) -> str:
 
 
 def _left_sentence(record: RoundRecord) -> str:
+    if record.masking is not None and record.masking.is_masked:
+        what = (
+            "the metrics"
+            if record.kind == "evaluate"
+            else "the changes of the tensors below, the metrics"
+        )
+        noise = record.masking.noise_unit
+        inside = (
+            "the noised change of the tensors below, nothing else"
+            if noise
+            else f"{what} and the weight"
+        )
+        return (
+            f"One vector under masks left each hospital, of the same size everywhere: under them {inside}. With it "
+            "went shares of its masks, sealed for the other hospitals."
+        )
     if record.kind == "evaluate":
         return "Evaluation only: no update left a hospital. Released metrics and their digests did."
     head = (
@@ -220,11 +245,16 @@ def _page(template: str, not_evidenced: Iterable[NotEvidenced], **values: Any) -
         seconds=seconds,
         moment=moment,
         size_of=_size_of,
+        declared_size=_declared_size,
         status_word=_status_word,
         status_sentence=_status_sentence,
         metric_names=_metric_names,
         **values,
     )
+
+
+def _declared_size(site: SiteFact) -> str:
+    return NOT_VISIBLE if site.declared_train_size is None else grouped(site.declared_train_size)
 
 
 def _size_of(tensor: TensorFact) -> int:

@@ -42,6 +42,23 @@ DROP: Final[dict[DropCode, str]] = {
     DropCode.PRIVACY_BUDGET: "The hospital's privacy budget does not cover this round; nothing was trained.",
     DropCode.LEDGER_REFUSED: "The site's privacy ledger could not record the round's cost, or had already recorded it; "
     "nothing new was trained.",
+    DropCode.SECAGG_COHORT_ORDER: "The site refused: the hospitals of the round were not in the agreed order.",
+    DropCode.SECAGG_FLOOR: "The site refused: the sum would be about fewer hospitals than its own floor allows.",
+    DropCode.SECAGG_LISTS: "The site refused to unmask: a list left out a hospital, or the site itself.",
+    DropCode.SECAGG_NO_AGREEMENT: "The site refused to unmask: too few hospitals had agreed to the list.",
+    DropCode.SECAGG_ORDER: "The site refused to unmask: the lists were not in the agreed order.",
+    DropCode.SECAGG_OVERLAP: "The site refused to unmask: a hospital was on both lists, which would open its update.",
+    DropCode.SECAGG_REQUIRED: "The site takes part under masks only, and the round had none.",
+    DropCode.SECAGG_SECOND_LIST: "The site refused to unmask a second list of hospitals for one round.",
+    DropCode.SECAGG_SETTINGS: "The site refused: the round masks otherwise than the study says.",
+    DropCode.SECAGG_STRANGER: "The site refused: the round named a hospital that it had not pinned.",
+    DropCode.SECAGG_THRESHOLD: "The site refused: too few hospitals could have removed the masks.",
+    DropCode.SECAGG_UNKNOWN_ROUND: "The site refused to unmask a round that it did not answer last.",
+    DropCode.SECAGG_UNKNOWN_SITE: "The site refused to unmask: a list named a hospital outside of the round.",
+    DropCode.MASK_KEY_INVALID: "The site refused: a hospital's key for masks was not signed by that hospital for this "
+    "run.",
+    DropCode.SHARE_COMMITMENT_INVALID: "The site refused to unmask: what it was shown is not what the others signed.",
+    DropCode.SHARES_UNREADABLE: "The site could not open what another hospital had sealed for it.",
     DropCode.DEADLINE: "The site did not finish before the round's deadline.",
     DropCode.WORKER_UNREACHABLE: "The site was connected, but its worker in the data zone did not answer.",
     DropCode.PROTOCOL: "The site's answer could not be read as an answer to this round.",
@@ -54,6 +71,7 @@ DROP: Final[dict[DropCode, str]] = {
 VOID: Final[dict[VoidReason, str]] = {
     VoidReason.MINIMUM_COHORT: "Fewer hospitals answered than the study's minimum.",
     VoidReason.AGGREGATION_FAILED: "The answers could not be combined into a usable model.",
+    VoidReason.MASKS_NOT_REMOVED: "Too few hospitals helped to remove the masks, so the sum stayed unreadable.",
     VoidReason.INTERRUPTED: "The server was stopped before the round was over.",
 }
 
@@ -144,6 +162,15 @@ HEAD_STAYED: Final = (
     "The private head was clipped and noised with the shared tensors, and did not leave."
 )
 
+
+def honest_sites(num_honest: int) -> str:
+    """The trust assumption of noise that sites add themselves."""
+    return (
+        f"Each hospital adds a part of the noise before the sum is opened. The bound counts on the noise of at least "
+        f"{num_honest} honest sites in every sum: ones that added their part and tell nobody what it was."
+    )
+
+
 SCOPE: Final[dict[CompositionScope, str]] = {
     CompositionScope.THIS_STUDY_AT_THIS_SITE: "this study at this hospital",
     CompositionScope.THIS_RUN_AT_THE_SERVER: "this run at the server",
@@ -152,6 +179,7 @@ SCOPE: Final[dict[CompositionScope, str]] = {
 EVENT: Final[dict[str, str]] = {
     "poisson_subsampled_gaussian": "Training steps",
     "gaussian": "Noised release",
+    "distributed_skellam": "Sum with noise from the sites",
     "unbounded": "Release without noise",
 }
 

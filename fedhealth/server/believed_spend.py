@@ -9,6 +9,7 @@ from typing import Final
 
 from fedhealth.evidence.statements import Contribution, Manifest, PrivacySpend
 from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
     Event,
     GaussianRelease,
     PoissonSubsampledGaussian,
@@ -25,7 +26,12 @@ MAX_OTHER_KINDS: Final = 4
 
 
 def spend_is_believed(
-    said: Contribution, manifest: Manifest, plan: SitePlan | None, *, declared_train_size: int
+    said: Contribution,
+    manifest: Manifest,
+    plan: SitePlan | None,
+    *,
+    declared_train_size: int,
+    sum_event: DistributedSkellam | None = None,
 ) -> bool:
     """Whether what a site says that its answer cost is what the study planned, and adds up.
 
@@ -33,11 +39,14 @@ def spend_is_believed(
         said: a contribution whose signature was verified.
         manifest: what it answers.
         plan: of this site; None for a study without patient-level privacy.
-        declared_train_size: public, from the roster.
+        declared_train_size: public, from the roster; 1 where a study hides it.
+        sum_event: what one sum costs a patient, where distributed noise is all that covers one.
     """
     spend = said.privacy
     if said.drop_code is not None:
         return spend is None
+    if plan is None and sum_event is not None:
+        return spend is not None and _is_summed(said, spend, sum_event)
     if plan is None:
         return spend is None or _is_open(said, spend, declared_train_size)
     return (
@@ -47,6 +56,22 @@ def spend_is_believed(
         and spend.clipping_norm == plan.clipping_norm
         and _is_planned_round(said, manifest, spend, plan)
         and sum(not _is_planned(event, plan) for event in spend.study_events) <= MAX_OTHER_KINDS
+    )
+
+
+def _is_summed(said: Contribution, spend: PrivacySpend, sum_event: DistributedSkellam) -> bool:
+    """A training answer costs exactly one sum, the closing one nothing."""
+    wanted = (sum_event,) if said.kind == "train" else ()
+    others = [
+        event
+        for event in spend.study_events
+        if event.model_copy(update={"steps": 1, "population": sum_event.population}) != sum_event
+    ]
+    allowed = (wanted, tuple(event.model_copy(update={"population": "all"}) for event in wanted))
+    return (
+        spend.round_events in allowed
+        and len(others) <= MAX_OTHER_KINDS
+        and spend_is_consistent(spend)
     )
 
 

@@ -11,6 +11,7 @@ from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Contribution, Manifest, open_statement
+from fedhealth.privacy.accounting.events import DistributedSkellam
 from fedhealth.privacy.accounting.plan import SitePlan
 from fedhealth.server.believed_spend import spend_is_believed
 from fedhealth.server.roster import RosterLine
@@ -32,11 +33,14 @@ def verify_contribution(
     line: RosterLine,
     *,
     plan: SitePlan | None = None,
+    num_masked_words: int | None = None,
+    sum_event: DistributedSkellam | None = None,
 ) -> Verdict:
     """Signature by the enrolled key, this very manifest, the digest of the bytes, the spec, finite values.
 
     And the privacy that was planned: `plan` is what the study and the declared size of this site give; None
-    for a study without patient-level privacy.
+    for a study without patient-level privacy. `num_masked_words` is set where the answer has to be masked, and
+    `sum_event` where distributed noise is all that covers a patient.
     """
     try:
         key = VerifyKey.from_base64(line.entry.signing_key)
@@ -47,17 +51,43 @@ def verify_contribution(
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
     if not _answers(said, manifest, manifest_sha256, line):
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
-    fault = _fault(said, payload, manifest)
-    if not spend_is_believed(said, manifest, plan, declared_train_size=line.entry.train_size):
+    fault = _fault(said, payload, manifest, num_masked_words)
+    if not spend_is_believed(
+        said,
+        manifest,
+        plan,
+        declared_train_size=line.entry.train_size or 1,
+        sum_event=sum_event,
+    ):
         fault = fault or DropCode.CONTRIBUTION_INVALID
     return Verdict(drop_code=fault, contribution=said)
 
 
-def _fault(said: Contribution, payload: bytes, manifest: Manifest) -> DropCode | None:
+def _fault(
+    said: Contribution, payload: bytes, manifest: Manifest, num_masked_words: int | None
+) -> DropCode | None:
     """What is wrong with a contribution that is the site's own; None when it counts."""
     if said.drop_code is not None:
         is_believed = said.drop_code not in SERVER_CODES and not payload
         return said.drop_code if is_believed else DropCode.CONTRIBUTION_INVALID
+    if (said.masked is not None) != (num_masked_words is not None):
+        return DropCode.CONTRIBUTION_INVALID
+    if num_masked_words is not None:
+        return _fault_of_masked(said, payload, num_masked_words)
+    return _fault_of_plain(said, payload, manifest)
+
+
+def _fault_of_masked(said: Contribution, payload: bytes, num_words: int) -> DropCode | None:
+    """Its size and digest; whether vector and shares fit the round is for the sum to see."""
+    is_whole = said.num_elements == num_words
+    is_signed = hashlib.sha256(payload).hexdigest() == said.update_sha256
+    return None if is_whole and is_signed else DropCode.CONTRIBUTION_INVALID
+
+
+def _fault_of_plain(said: Contribution, payload: bytes, manifest: Manifest) -> DropCode | None:
+    tells = said.train_metrics or said.evaluate_metrics
+    if manifest.masking is not None and (tells or payload):
+        return DropCode.CONTRIBUTION_INVALID  # in a masked study nothing comes in the clear
     if any(not _in_range(name, value) for name, value in _metrics(said)):
         return DropCode.CONTRIBUTION_INVALID
     if manifest.kind == "evaluate":

@@ -30,6 +30,8 @@ from fedhealth.evidence.statements import (
     Invitation,
     JoinRequest,
     RosterEntry,
+    RosterSite,
+    StudyRoster,
     open_statement,
     parse_statement,
 )
@@ -133,7 +135,7 @@ class Admitted:
     site_id: str
     site_key_id: str
     server_key_id: str
-    train_size: int
+    train_size: int | None
     admission_path: Path
     num_admitted: int
 
@@ -154,6 +156,13 @@ def admit(home: ServerHome, request_path: Path) -> Admitted:
 def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
     key = SigningKey.load(home.signing_key)
     request, site_key = _open_request(request_path, study_digest(study))
+    if (request.train_size is None) != study.hides_sizes:
+        raise IdentityError(
+            "FH-IDENTITY-033",
+            f"the request of site {request.site_id} tells a training size where the study hides it, or hides one.",
+            why="The site runs another version of fedhealth, or another study.",
+            fix="Compare `fedhealth --version` on both sides and ask for a new request.",
+        )
     entry = RosterEntry(
         site_id=request.site_id,
         key_id=site_key.key_id,
@@ -185,6 +194,42 @@ def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
         admission_path=path,
         num_admitted=len(roster.admitted),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A roster for the sites of a study with secure aggregation: they compare fingerprints and pin it."""
+
+    path: Path
+    key_ids: dict[str, str]
+
+
+def issue_roster(home: ServerHome, path: Path) -> Issued:
+    """Sign who is in the study, for all sites to pin.
+
+    Raises:
+        UsageError: FH-USAGE-020 not a server's home; FH-USAGE-022 nobody is admitted yet.
+    """
+    study, _ = home.require()
+    lines = read_roster(home.roster).admitted
+    if not lines:
+        raise UsageError(
+            "FH-USAGE-022",
+            "no site is admitted yet.",
+            fix="Run `fedhealth server admit` for every hospital first.",
+        )
+    key = SigningKey.load(home.signing_key)
+    roster = StudyRoster(
+        study_id=study.id,
+        study_sha256=study_digest(study),
+        sites=tuple(
+            RosterSite(site_id=line.entry.site_id, signing_key=line.entry.signing_key)
+            for line in lines
+        ),
+        issued_at=utc_now(),
+    )
+    write_atomically(path, roster.sign(key).to_bytes(), mode=0o644)
+    return Issued(path=path, key_ids={line.entry.site_id: line.entry.key_id for line in lines})
 
 
 def revoke(home: ServerHome, site_id: str) -> None:

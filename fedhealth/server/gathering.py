@@ -91,3 +91,13 @@ def _budgets_spent(present: int, wanted: int) -> QuorumError:
         why="A spent budget does not come back; the model is the one of the last complete round.",
         fix="Stop here, or agree on a study with more noise, fewer rounds or more sites.",
     )
+
+
+def no_mask_keys(present: int, wanted: int) -> QuorumError:
+    """Sites are there, and too few gave a key for their masks."""
+    return QuorumError(
+        "FH-QUORUM-004",
+        f"{present} of at least {wanted} sites gave a key for secure aggregation.",
+        why="Without a key a site cannot mask its update; nothing was trained.",
+        fix="Look at the codes in logs/serverapp.log; sites that have not pinned the roster do not start.",
+    )

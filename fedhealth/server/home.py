@@ -36,6 +36,11 @@ class RunFolder:
         return self.root / "contributions"
 
     @property
+    def mask_keys(self) -> Path:
+        """Each site's signed public key of secure aggregation for this run."""
+        return self.root / "mask_keys.json"
+
+    @property
     def spool(self) -> Path:
         """Updates of the round at work; empty between rounds."""
         return self.root / "spool"

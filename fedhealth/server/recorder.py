@@ -12,9 +12,9 @@ from fedhealth.evidence.statements import Manifest
 from fedhealth.report.record import RoundRecord, canonical_json, round_stem
 from fedhealth.report.write import write_round
 from fedhealth.server.home import ServerHome
+from fedhealth.server.outcomes import RoundOutcome, SiteOutcome
 from fedhealth.server.records import read_wire_bytes, round_record, since
 from fedhealth.server.roster import read_roster
-from fedhealth.server.round_loop import RoundOutcome, SiteOutcome
 
 log = logging.getLogger("fedhealth.server")
 

@@ -5,11 +5,12 @@ import socket
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from fedhealth.config.study import RunPlan
 from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.evidence.statements import Manifest
+from fedhealth.report.masking_facts import MaskingFact
 from fedhealth.report.privacy import patient_fact, site_fact, site_level_fact
 from fedhealth.report.record import (
     RoundRecord,
@@ -24,9 +25,11 @@ from fedhealth.report.record import (
     unevidenced,
 )
 from fedhealth.report.schema import MetricName
+from fedhealth.server.outcomes import RoundOutcome, SiteOutcome
 from fedhealth.server.roster import RosterLine
-from fedhealth.server.round_loop import RoundOutcome, SiteOutcome
 
+METRIC_DECIMALS: Final = 6
+"""Masks carry metrics in steps of a millionth; what sites release has four digits at most."""
 WireBytes = Mapping[str, tuple[int, int]]
 """Bytes received from and sent to each node key so far, as the gateway counted them."""
 
@@ -54,6 +57,7 @@ def round_record(
         if mean
         else None
     )
+    masking = masking_fact(outcome)
     return RoundRecord(
         study_id=manifest.study_id,
         study_sha256=manifest.study_sha256,
@@ -87,9 +91,40 @@ def round_record(
         aggregate_evaluate_metrics=evaluate_means,
         patient_privacy=patient_fact(manifest.privacy),
         site_level=site_level,
-        not_evidenced=unevidenced(sites, site_level),
+        masking=masking,
+        not_evidenced=unevidenced(sites, site_level, masking),
         versions=Versions(fedhealth=version("fedhealth"), flwr=version("flwr")),
     )
+
+
+def masking_fact(outcome: RoundOutcome) -> MaskingFact | None:
+    """How the round was masked; None without masks."""
+    asked, masked, total = outcome.manifest.masking, outcome.masked, outcome.total
+    if asked is None:
+        return None
+    noise = asked.distributed
+    facts: dict[str, object] = {
+        "is_masked": masked is not None,
+        "hides_sizes": all(site.line.entry.train_size is None for site in outcome.sites),
+        "threshold": asked.threshold,
+        "min_survivors": asked.min_survivors,
+        "value_range": None if noise else asked.value_range,
+        "kept_share": asked.kept_share,
+        "noise_unit": noise.unit if noise else None,
+        "num_honest": noise.num_honest if noise else None,
+    }
+    if masked is not None:
+        facts |= {
+            "modulus_bits": masked.layout.modulus_bits,
+            "survivors": masked.total.survivors,
+            "agreed": masked.agreed,
+            "unmasked_by": masked.total.unmasked_by,
+            "unmask_trips": masked.unmask_trips,
+        }
+    if total is not None and noise is None:
+        by_size = asked.max_weight > 1
+        facts |= {"total_weight": int(total.weight) if by_size else None, "num_cut": total.num_cut}
+    return MaskingFact.model_validate(facts)
 
 
 def read_wire_bytes(path: Path) -> dict[str, tuple[int, int]]:
@@ -117,6 +152,8 @@ def _means(
     outcome: RoundOutcome, sites: tuple[SiteFact, ...]
 ) -> tuple[dict[MetricName, float], dict[MetricName, float]]:
     """The strategy's own means of a training round; the closing evaluation has no strategy."""
+    if outcome.aggregate is None and outcome.total is not None:
+        return {}, _named(outcome.total.evaluate_metrics)
     if outcome.aggregate is None:
         is_closing = outcome.status == "complete"
         return {}, (mean_metrics(sites, "evaluate") if is_closing else {})
@@ -125,7 +162,9 @@ def _means(
 
 
 def _named(metrics: Mapping[str, float]) -> dict[MetricName, float]:
-    return {cast("MetricName", name): value for name, value in metrics.items()}
+    return {
+        cast("MetricName", name): round(value, METRIC_DECIMALS) for name, value in metrics.items()
+    }
 
 
 def _sites(

@@ -5,109 +5,48 @@ happened. A round ends in one of two ways: complete (a new model) or void (the m
 """
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from fedhealth.config.study import RunPlan, Study
-from fedhealth.contracts.aggregation import Aggregate, Aggregator, SiteReply
+from fedhealth.contracts.aggregation import Aggregator, SiteReply
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import vector_bytes, vector_digest
 from fedhealth.errors import AggregationError, FedHealthError, QuorumError
-from fedhealth.evidence.signing import Envelope, SigningKey
+from fedhealth.evidence.signing import SigningKey
 from fedhealth.evidence.statements import (
     CohortMember,
-    Contribution,
     Manifest,
     RoundPrivacy,
     manifest_tensors,
 )
+from fedhealth.privacy.accounting.events import DistributedSkellam
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.report.record import VoidReason
+from fedhealth.secagg.patient_account import patient_event
+from fedhealth.secagg.round_settings import distributed_plan, round_masking
 from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
-from fedhealth.server.gathering import Gathering, Presence
+from fedhealth.server.gathering import Gathering, no_mask_keys
 from fedhealth.server.home import RunFolder
 from fedhealth.server.ledger_places import LedgerPlaces
+from fedhealth.server.masked_round import Masking
+from fedhealth.server.messages import RawReply, RoundTransport
+from fedhealth.server.outcomes import (
+    RoundOutcome,
+    RunRecorder,
+    SiteOutcome,
+    Stopwatch,
+    open_outcome,
+    sum_of,
+    void,
+)
 from fedhealth.server.roster import RosterLine
 from fedhealth.server.spool import Spool
 
 log = logging.getLogger("fedhealth.server")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawReply:
-    """What came back from one site, not yet believed."""
-
-    site_id: str
-    envelope: Envelope | None
-    code: DropCode | None
-    payload: bytes = field(repr=False)
-    answered_after_s: float
-
-
-class RoundTransport(Presence, Protocol):
-    """How messages get to sites and back, and who is there."""
-
-    def exchange(
-        self, sites: Sequence[str], envelope: Envelope, payload: bytes, *, ttl_s: float, kind: str
-    ) -> Iterator[RawReply]:
-        """Send to every site and give replies as they come, until all are in or `ttl_s` passed."""
-        ...
-
-
-@dataclass(slots=True, kw_only=True)
-class SiteOutcome:
-    """What one site did in a round."""
-
-    line: RosterLine
-    drop_code: DropCode | None
-    contribution: Contribution | None = None
-    envelope: Envelope | None = None
-    contribution_sha256: str | None = None
-    update_bytes: int = 0
-    answered_after_s: float | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class RoundOutcome:
-    """All that a round record is made from."""
-
-    manifest: Manifest
-    manifest_sha256: str
-    status: Literal["complete", "void"]
-    void_reason: VoidReason | None
-    model_out_sha256: str
-    sites: list[SiteOutcome]
-    aggregate: Aggregate | None
-    closed_at: str
-    seconds: dict[str, float]
-
-
-class RunRecorder(Protocol):
-    """Writes what happened the moment it happened."""
-
-    def opened(self, manifest: Manifest) -> None:
-        """A round begins."""
-        ...
-
-    def waiting(self, present: int, wanted: int) -> None:
-        """The cohort is not there yet."""
-        ...
-
-    def answered(self, manifest: Manifest, outcome: SiteOutcome) -> None:
-        """A site answered."""
-        ...
-
-    def draft(self, outcome: RoundOutcome) -> bytes:
-        """The record of a round that is about to be checkpointed."""
-        ...
-
-    def closed(self, outcome: RoundOutcome) -> None:
-        """A round ended: record and report are due now."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,8 +65,17 @@ class RoundLoop:
     ledger_places: LedgerPlaces
     first_attempt: int
     _gathering: Gathering = field(init=False)
+    _masking: Masking | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.study.secure_aggregation is not None:
+            self._masking = Masking(
+                study=self.study,
+                run=self.run,
+                folder=self.folder,
+                signing_key=self.signing_key,
+                transport=self.transport,
+            )
         self._gathering = Gathering(
             rules=self.study.federation, presence=self.transport, waiting=self.recorder.waiting
         )
@@ -164,30 +112,26 @@ class RoundLoop:
         raise _too_many_voids(self.run.name, self.study.federation.max_void_rounds)
 
     def _train_round(self, now: Checkpoint, attempt: int) -> tuple[RoundOutcome, Checkpoint]:
-        """One round: cohort, manifest, exchange, fold, checkpoint."""
-        clock = _Stopwatch()
-        cohort = self._gathering.gather("train")
+        """One round: cohort, manifest, exchange, masks off, fold, checkpoint."""
+        clock = Stopwatch()
+        cohort = self._cohort("train")
         clock.lap("gather")
         spool = Spool(self.folder.spool)
         manifest = self._manifest(now, cohort, attempt, "train")
-        outcomes, digest = self._exchange(manifest, now, cohort, spool)
-        clock.lap("exchange")
-        contributed = [outcome for outcome in outcomes if outcome.drop_code is None]
-        if len(contributed) < manifest.min_cohort:
+        done = self._exchange(manifest, now, cohort, spool, clock)
+        contributed = [outcome for outcome in done.sites if outcome.drop_code is None]
+        if done.void_reason is not None:
             spool.clear()
-            void = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
-            return _void(void, VoidReason.MINIMUM_COHORT), now
+            return done, now
         try:
-            replies = self._replies(contributed, spool)
+            replies = self._replies(contributed, spool) if done.total is None else sum_of(done)
             aggregate = self.aggregator.aggregate(manifest.round_number, replies)
         except FedHealthError:
             spool.clear()
-            failed = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
-            self.recorder.closed(_void(failed, VoidReason.AGGREGATION_FAILED))
+            self.recorder.closed(void(done, VoidReason.AGGREGATION_FAILED))
             raise
         clock.lap("aggregate")
-        done = _outcome(manifest, digest, outcomes, vector_digest(aggregate.vector), clock)
-        done.aggregate = aggregate
+        done.aggregate, done.model_out_sha256 = aggregate, vector_digest(aggregate.vector)
         after = Checkpoint(
             round_number=manifest.round_number,
             spec=now.spec,
@@ -204,16 +148,24 @@ class RoundLoop:
 
     def _evaluate_round(self, now: Checkpoint, attempt: int) -> RoundOutcome:
         """The closing trip: everybody gets the final model and tells its metrics."""
-        clock = _Stopwatch()
-        cohort = self._gathering.gather("evaluate")
+        clock = Stopwatch()
+        cohort = self._cohort("evaluate")
         clock.lap("gather")
         manifest = self._manifest(now, cohort, attempt, "evaluate")
-        outcomes, digest = self._exchange(manifest, now, cohort, Spool(self.folder.spool))
-        clock.lap("exchange")
-        done = _outcome(manifest, digest, outcomes, manifest.model_sha256, clock)
-        if sum(outcome.drop_code is None for outcome in outcomes) < manifest.min_cohort:
-            return _void(done, VoidReason.MINIMUM_COHORT)
-        return done
+        return self._exchange(manifest, now, cohort, Spool(self.folder.spool), clock)
+
+    def _cohort(self, kind: Literal["train", "evaluate"]) -> list[RosterLine]:
+        """Who is asked: all that are online, and with masks those whose key of this run is known.
+
+        Raises:
+            QuorumError: see `Gathering.gather`; FH-QUORUM-004 too few sites gave a key.
+        """
+        for _ in range(self.study.federation.max_void_rounds):
+            cohort = self._gathering.gather(kind)
+            known = cohort if self._masking is None else self._masking.with_keys(cohort)
+            if len(known) >= self.study.federation.min_cohort:
+                return known
+        raise no_mask_keys(len(known), self.study.federation.min_cohort)
 
     def _manifest(
         self,
@@ -225,6 +177,7 @@ class RoundLoop:
         site_ids = [line.entry.site_id for line in cohort]
         number = now.round_number + 1
         wishes = self.aggregator.configure(number, now.vector, site_ids) if kind == "train" else {}
+        masking = self._masking
         return Manifest(
             study_id=self.study.id,
             study_sha256=self.study_sha256,
@@ -240,61 +193,89 @@ class RoundLoop:
                     site_id=line.entry.site_id,
                     key_id=line.entry.key_id,
                     ledger=self.ledger_places.of(line.entry.site_id),
+                    mask_key=None if masking is None else masking.key_of(line.entry.site_id),
                 )
                 for line in cohort
             ),
             min_cohort=self.study.federation.min_cohort,
             strategy_config=wishes,
             privacy=RoundPrivacy.of(self.study),
+            masking=round_masking(
+                self.study,
+                self.run,
+                num_sites=len(cohort),
+                num_elements=now.spec.num_elements,
+            ),
             deadline_s=self.study.federation.round_deadline_s,
             opened_at=utc_now(),
         )
 
     def _exchange(
-        self, manifest: Manifest, now: Checkpoint, cohort: Sequence[RosterLine], spool: Spool
-    ) -> tuple[list[SiteOutcome], str]:
-        """Send the manifest to the cohort; verify and spool each answer as it comes."""
+        self,
+        manifest: Manifest,
+        now: Checkpoint,
+        cohort: Sequence[RosterLine],
+        spool: Spool,
+        clock: Stopwatch,
+    ) -> RoundOutcome:
+        """Send the manifest to the cohort; verify each answer as it comes; take the masks off; complete or void."""
         envelope = manifest.sign(self.signing_key)
+        digest = envelope.payload_digest
         self.recorder.opened(manifest)
-        outcomes = {
+        sites = {
             line.entry.site_id: SiteOutcome(line=line, drop_code=DropCode.NO_REPLY)
             for line in cohort
         }
+        done = open_outcome(manifest, digest, list(sites.values()), clock)
+        if self._masking is not None:
+            done.masked = self._masking.open(manifest, digest, cohort)
         replies = self.transport.exchange(
-            list(outcomes),
+            list(sites),
             envelope,
             bytes(vector_bytes(now.vector)),
             ttl_s=manifest.deadline_s,
             kind=manifest.kind,
         )
         for reply in replies:
-            outcome = outcomes.get(reply.site_id)
+            outcome = sites.get(reply.site_id)
             if outcome is None or outcome.answered_after_s is not None:
                 continue  # one answer a site: a second one changes nothing
-            self._take(reply, outcome, manifest, envelope.payload_digest, spool)
+            self._take(reply, outcome, done, spool)
             self._gathering.leave(reply.site_id, outcome.drop_code)
+            if self._masking is not None:
+                self._masking.forget(reply.site_id, outcome.drop_code)
             self.recorder.answered(manifest, outcome)
-        return list(outcomes.values()), envelope.payload_digest
+        clock.lap("exchange")
+        num_answered = sum(outcome.drop_code is None for outcome in done.sites)
+        has_quorum = done.masked is None or done.masked.total.has_quorum
+        if num_answered < manifest.min_cohort or not has_quorum:
+            return void(done, VoidReason.MINIMUM_COHORT)
+        if self._masking is not None and done.masked is not None:
+            done.total = self._masking.unmask(done.masked, manifest, digest, now.vector)
+            clock.lap("unmask")
+            if done.total is None:
+                return void(done, VoidReason.MASKS_NOT_REMOVED)
+        done.closed_at = utc_now()
+        return done
 
     def _take(
-        self,
-        reply: RawReply,
-        outcome: SiteOutcome,
-        manifest: Manifest,
-        manifest_sha256: str,
-        spool: Spool,
+        self, reply: RawReply, outcome: SiteOutcome, done: RoundOutcome, spool: Spool
     ) -> None:
+        manifest, masked = done.manifest, done.masked
         outcome.answered_after_s = reply.answered_after_s
         if reply.envelope is None:
             outcome.drop_code = reply.code or DropCode.PROTOCOL
             return
+        size = outcome.line.entry.train_size
         verdict = verify_contribution(
             reply.envelope,
             reply.payload,
             manifest,
-            manifest_sha256,
+            done.manifest_sha256,
             outcome.line,
-            plan=plan_site(self.study, outcome.line.entry.train_size),
+            plan=None if size is None else plan_site(self.study, size),
+            num_masked_words=None if masked is None else masked.layout.num_words,
+            sum_event=self._sum_event(manifest),
         )
         outcome.drop_code = verdict.drop_code
         outcome.contribution = verdict.contribution
@@ -303,12 +284,26 @@ class RoundLoop:
             if self.ledger_places.has_fallen(reply.site_id, spend.ledger):
                 outcome.drop_code = outcome.drop_code or DropCode.LEDGER_REFUSED
             self.ledger_places.saw(reply.site_id, spend.ledger)
-        if verdict.contribution is not None:
+        said = verdict.contribution
+        if said is not None:
             outcome.envelope = reply.envelope
             outcome.contribution_sha256 = reply.envelope.payload_digest
             outcome.update_bytes = len(reply.payload)
-        if outcome.drop_code is None and manifest.kind == "train":
+        if said is None or outcome.drop_code is not None:
+            return
+        if masked is not None:
+            is_in = said.masked is not None and masked.total.add(
+                reply.site_id, said.masked, reply.payload
+            )
+            outcome.drop_code = None if is_in else DropCode.CONTRIBUTION_INVALID
+        elif manifest.kind == "train":
             spool.put(reply.site_id, reply.payload)
+
+    def _sum_event(self, manifest: Manifest) -> DistributedSkellam | None:
+        """What one sum costs a patient, with distributed noise and no other; None else."""
+        plan = distributed_plan(self.study, manifest.spec.num_elements)
+        is_covered = plan is not None and self.study.privacy is None
+        return patient_event(self.study, plan) if plan is not None and is_covered else None
 
     def _replies(self, contributed: Sequence[SiteOutcome], spool: Spool) -> Iterator[SiteReply]:
         """Verified contributions in roster order; vectors are mapped when they are asked for."""
@@ -319,49 +314,13 @@ class RoundLoop:
                 raise AggregationError("FH-AGG-001", "a contribution is missing.")
             yield SiteReply(
                 site_id=site_id,
-                weight=float(outcome.line.entry.train_size),
+                weight=float(
+                    outcome.line.entry.train_size or 1
+                ),  # it is told where nothing is masked
                 load_vector=lambda site_id=site_id: spool.load(site_id),  # type: ignore[misc]  # default binds
                 train_metrics=said.train_metrics,
                 evaluate_metrics=said.evaluate_metrics,
             )
-
-
-class _Stopwatch:
-    """Seconds since the last lap, by name."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 3)
-        self._last = now
-
-
-def _outcome(
-    manifest: Manifest,
-    manifest_sha256: str,
-    sites: list[SiteOutcome],
-    model_out_sha256: str,
-    clock: _Stopwatch,
-) -> RoundOutcome:
-    return RoundOutcome(
-        manifest=manifest,
-        manifest_sha256=manifest_sha256,
-        status="complete",
-        void_reason=None,
-        model_out_sha256=model_out_sha256,
-        sites=sites,
-        aggregate=None,
-        closed_at=utc_now(),
-        seconds=clock.seconds,
-    )
-
-
-def _void(outcome: RoundOutcome, reason: VoidReason) -> RoundOutcome:
-    outcome.status, outcome.void_reason = "void", reason
-    return outcome
 
 
 def _too_many_voids(run_name: str, voids: int) -> QuorumError:

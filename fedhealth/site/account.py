@@ -15,18 +15,20 @@ from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.durable import write_atomically, write_json
-from fedhealth.errors import PrivacyError
+from fedhealth.errors import ConfigError, PrivacyError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import LedgerPlace, Manifest, PrivacySpend
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
-from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.privacy.accounting.metrics import told_metrics
 from fedhealth.privacy.accounting.plan import SitePlan, default_delta, plan_site
 from fedhealth.privacy.ledger.ledger import BudgetLedger, LedgerView, Reservation, SealedAnswer
 from fedhealth.privacy.ledger.mark import LedgerMark
-from fedhealth.privacy.policy import check_budget, check_plan
+from fedhealth.privacy.policy import check_budget, check_plan, check_sums
+from fedhealth.secagg.patient_account import NoisedSums, noised_sums, patient_delta
 from fedhealth.site.home import Pinned, SiteHome
 from fedhealth.site.manifest_checks import ManifestRefusedError
+from fedhealth.site.sessions import model_sizes
 
 KEY_BYTES: Final = 32
 
@@ -56,12 +58,23 @@ class SiteAccount:
     def __init__(self, home: SiteHome, pinned: Pinned) -> None:
         self._pinned = pinned
         self._policy = pinned.config.privacy
-        declared = pinned.admission.site.train_size
+        study = pinned.study
+        declared = pinned.admission.site.train_size or pinned.config.declared_train_size
         self._declared = declared
-        self._plan = plan_site(pinned.study, declared)
-        self._delta = self._plan.delta if self._plan else default_delta(declared)
-        check_plan(self._policy, self._plan, declared_train_size=declared)
-        self._promised = promised_epsilon(pinned.study, self._plan)
+        self._plan = plan_site(study, declared)
+        self._delta = account_delta(study, self._plan, declared)
+        self._sums = sums_of_study(pinned)
+        if self._plan is None and self._sums is not None:
+            check_sums(
+                self._policy,
+                self._sums.planned,
+                delta=self._delta,
+                noise_multiplier=self._sums.noise_multiplier,
+                clipping_norm=self._sums.clipping_norm,
+            )
+        else:
+            check_plan(self._policy, self._plan, declared_train_size=declared)
+        self._promised = promised_epsilon(study, self._plan, self._sums, self._delta)
         self._ledger = BudgetLedger.open(
             home.ledger(pinned.config),
             dataset=self._policy.dataset,
@@ -107,7 +120,7 @@ class SiteAccount:
         Raises:
             PrivacyError: replay, budget spent, or the ledger cannot be written: nothing may be computed.
         """
-        names = released_metrics(self._pinned.study, manifest)
+        names = told_metrics(self._pinned.study, manifest.kind)
         events = self._events(manifest, names)
         if has_own_split:
             events = tuple(_for_all(event) for event in events)
@@ -133,12 +146,18 @@ class SiteAccount:
                 round_events=events,
                 study_events=merge_events((*before[-1], *events)),
                 delta=self._delta,
-                clipping_norm=self._plan.clipping_norm if self._plan else None,
+                clipping_norm=self._clipping_norm,
                 ledger=LedgerPlace(sequence=mark.sequence, head=mark.head),
             ),
             mechanism=self._mechanism(manifest),
             metrics=names,
         )
+
+    @property
+    def _clipping_norm(self) -> float | None:
+        if self._plan is not None:
+            return self._plan.clipping_norm
+        return None if self._sums is None else self._sums.clipping_norm
 
     def sealed(self, manifest_sha256: str) -> SealedAnswer | None:
         """The answer that was sealed for this very manifest, to be sent again byte by byte; None if none."""
@@ -188,6 +207,9 @@ class SiteAccount:
         return self._plan.mechanism(manifest.run_name)
 
     def _events(self, manifest: Manifest, metrics: tuple[str, ...]) -> tuple[Event, ...]:
+        if self._plan is None and self._sums is not None:
+            event = self._sums.by_run[manifest.run_name]
+            return (event,) if manifest.kind == "train" else ()
         if self._plan is None:
             says_something = manifest.kind == "train" or bool(metrics)
             return (UnboundedRelease(unit="patient", steps=1),) if says_something else ()
@@ -201,26 +223,47 @@ def _for_all(event: Event) -> Event:
     return event if is_unbounded else event.model_copy(update={"population": "all"})
 
 
-def promised_epsilon(study: Study, plan: SitePlan | None) -> float | None:
+def account_delta(study: Study, plan: SitePlan | None, declared_train_size: int) -> float:
+    """Delta of a patient's account; in a study that hides sizes it follows from public numbers only."""
+    if plan is not None:
+        return plan.delta
+    return patient_delta(study) if study.hides_sizes else default_delta(declared_train_size)
+
+
+def sums_of_study(pinned: Pinned) -> NoisedSums | None:
+    """What sums with distributed noise cost a patient; None without such noise.
+
+    Raises:
+        ConfigError: FH-CONFIG-032 this site declares more patients than the study's sums have room for.
+        PrivacyError: no noise and grid fit the study.
+    """
+    study, config = pinned.study, pinned.config
+    masks = study.secure_aggregation
+    if masks is not None and config.declared_train_size > masks.max_train_size:
+        raise ConfigError(
+            "FH-CONFIG-032",
+            f"declared_train_size is above secure_aggregation.max_train_size ({masks.max_train_size}) of the study.",
+            why="Sizes travel under the mask, and the sum has no room for it.",
+            fix="Declare at most that many, or ask the coordinator for a study with a larger limit.",
+        )
+    if masks is None or masks.distributed_privacy is None:
+        return None
+    return noised_sums(study, model_sizes(study))
+
+
+def promised_epsilon(
+    study: Study, plan: SitePlan | None, sums: NoisedSums | None, delta: float
+) -> float | None:
     """What the study as planned costs a patient: a server that asks for more rounds than that gets none.
 
-    It holds also where the site set no limit. None without patient-level privacy: nothing was promised.
+    It holds also where the site set no limit. None where nothing was promised.
     """
     if plan is None or study.privacy is None:
-        return None
+        planned = () if sums is None else sums.planned
+        return compose(planned, delta=delta).epsilon if planned else None
     if study.privacy.target_epsilon is not None:
         return study.privacy.target_epsilon
     return compose(plan.planned_events(), delta=plan.delta).epsilon
-
-
-def released_metrics(study: Study, manifest: Manifest) -> tuple[str, ...]:
-    """Names of the metrics that an answer to this manifest may carry."""
-    if study.privacy is None:
-        return study.release.metrics
-    when = study.privacy.release_metrics
-    if when == "never" or (when == "closing" and manifest.kind == "train"):
-        return ()
-    return tuple(name for name in study.release.metrics if name in METRIC_BOUNDS)
 
 
 def read_sealing_key(path: Path) -> bytes:

@@ -4,8 +4,8 @@ import socket
 
 from fedhealth.evidence.journal import Journal
 from fedhealth.gate.outbound import Outbound, OutboundCode
+from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.frames import FrameKind, send_frame
-from fedhealth.site.local_round import SignedAnswer
 
 
 def send_answer(connection: socket.socket, answer: SignedAnswer, journal: Journal) -> None:

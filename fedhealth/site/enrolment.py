@@ -39,11 +39,12 @@ from fedhealth.evidence.statements import (
     Admission,
     Invitation,
     JoinRequest,
+    StudyRoster,
     open_statement,
     parse_statement,
 )
 from fedhealth.gate.gate import release_keys
-from fedhealth.site.home import SiteHome
+from fedhealth.site.home import SiteHome, joined_study, read_pinned_roster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,60 @@ def join(home: SiteHome, admission_path: Path) -> Admission:
     return admission
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferedRoster:
+    """A roster that was read and verified, not yet pinned: for a person to compare.
+
+    Attributes:
+        key_ids: by site id.
+        changes: by site id: new, same, CHANGED or gone, against what is pinned.
+    """
+
+    study_id: str
+    key_ids: dict[str, str]
+    changes: dict[str, str]
+    envelope: Envelope
+
+
+def read_roster_file(home: SiteHome, path: Path) -> OfferedRoster:
+    """Verify a roster of the coordinator for a study that this home joined.
+
+    Raises:
+        IdentityError: FH-IDENTITY-011 it is not for a study of this home, not signed by its server, or does not
+            hold this site's own key.
+    """
+    envelope = Envelope.from_bytes(read_file(path, "roster"))
+    claimed = parse_statement(StudyRoster, envelope.payload)
+    folder = home.study(claimed.study_id)
+    if not folder.admission.exists():
+        raise _not_ours("it names a study that this home has not joined", "roster")
+    study, server_key = joined_study(home, claimed.study_id)
+    roster = open_statement(StudyRoster, envelope, server_key)
+    if roster.study_sha256 != study_digest(study):
+        raise _not_ours("it is for another version of the study", "roster")
+    keys = {site.site_id: VerifyKey.from_base64(site.signing_key) for site in roster.sites}
+    own = SigningKey.load(home.signing_key).public.key_id
+    if own not in {key.key_id for key in keys.values()}:
+        raise _not_ours("this site's key is not on it", "roster")
+    before = (
+        read_pinned_roster(folder, claimed.study_id, server_key) if folder.roster.exists() else {}
+    )
+    key_ids = {site_id: key.key_id for site_id, key in keys.items()}
+    old = {site_id: key.key_id for site_id, key in before.items()}
+    changes = {
+        site_id: "new" if site_id not in old else "same" if old[site_id] == key_id else "CHANGED"
+        for site_id, key_id in key_ids.items()
+    }
+    return OfferedRoster(
+        study_id=claimed.study_id, key_ids=key_ids, changes=changes, envelope=envelope
+    )
+
+
+def pin_roster(home: SiteHome, offered: OfferedRoster) -> None:
+    """Believe a roster from now on: a person compared its fingerprints with the hospitals."""
+    write_atomically(home.study(offered.study_id).roster, offered.envelope.to_bytes())
+
+
 def write_site_config(home: SiteHome, settings: SiteSettings) -> None:
     """Write site.yaml for a new home.
 
@@ -232,6 +287,7 @@ def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the requ
     site_id: str,
     train_size: int,
 ) -> JoinRequest:
+    """The size goes with it unless the study hides it."""
     key = node_key(home)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     proof = key.sign(
@@ -244,7 +300,7 @@ def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the requ
         signing_key=signing_key.public.to_base64(),
         node_key=public,
         node_key_proof=base64.b64encode(proof).decode(),
-        train_size=train_size,
+        train_size=None if study.hides_sizes else train_size,
         modalities=tuple(m.name for m in study.data.modalities),
     )
 
@@ -256,10 +312,10 @@ def possession_message(study_sha256: str, signing_key: VerifyKey) -> bytes:
     ).digest()
 
 
-def _not_ours(reason: str) -> IdentityError:
+def _not_ours(reason: str, what: str = "admission") -> IdentityError:
     return IdentityError(
         "FH-IDENTITY-011",
-        f"this admission is not for this site: {reason}.",
-        why="Joining with it would give this site an identity that it does not have.",
-        fix="Ask the coordinator for the admission made from this site's own request.",
+        f"this {what} is not for this site: {reason}.",
+        why="With it this site would believe in an identity that nobody has.",
+        fix=f"Ask the coordinator for the {what} of this study.",
     )

@@ -1,5 +1,6 @@
 """Where things lie in a site's home, and what the site has pinned for a study."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,13 @@ from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
 from fedhealth.errors import ConfigError, IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
-from fedhealth.evidence.statements import Admission, Invitation, open_statement, parse_statement
+from fedhealth.evidence.statements import (
+    Admission,
+    Invitation,
+    StudyRoster,
+    open_statement,
+    parse_statement,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,11 @@ class StudyFolder:
     def admission(self) -> Path:
         """The server's signed admission."""
         return self.root / "admission.json"
+
+    @property
+    def roster(self) -> Path:
+        """The signed roster that a person pinned here, for studies with secure aggregation."""
+        return self.root / "roster.json"
 
     @property
     def study(self) -> Path:
@@ -155,6 +167,8 @@ class Pinned:
     admission: Admission
     signing_key: SigningKey = field(repr=False)
     folder: StudyFolder
+    roster: Mapping[str, VerifyKey] = field(default_factory=dict)
+    """Signing keys of all sites of a study with secure aggregation, as a person pinned them here."""
 
 
 def load_pinned(home: SiteHome, study_id: str) -> Pinned:
@@ -189,6 +203,9 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
             why="Its rules, such as the minimum cohort, are what this site holds the server to.",
             fix=f"Restore {folder.study} from the invitation, or enrol again.",
         )
+    roster = (
+        {} if study.secure_aggregation is None else read_pinned_roster(folder, study_id, server_key)
+    )
     return Pinned(
         config=config,
         study=study,
@@ -198,4 +215,37 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
         admission=admission,
         signing_key=SigningKey.load(home.signing_key),
         folder=folder,
+        roster=roster,
     )
+
+
+def joined_study(home: SiteHome, study_id: str) -> tuple[Study, VerifyKey]:
+    """The study that this site joined and the server's key, before a roster is pinned.
+
+    Raises:
+        ConfigError, EvidenceError: a file is wrong.
+    """
+    folder = home.study(study_id)
+    envelope = Envelope.from_bytes(folder.invitation.read_bytes())
+    invitation = parse_statement(Invitation, envelope.payload)
+    return load_study(folder.study), VerifyKey.from_base64(invitation.server_key)
+
+
+def read_pinned_roster(
+    folder: StudyFolder, study_id: str, server_key: VerifyKey
+) -> dict[str, VerifyKey]:
+    """Signing keys of the sites that were pinned here, by site id.
+
+    Raises:
+        IdentityError: FH-IDENTITY-013 none was pinned yet; or its signature is wrong.
+    """
+    if not folder.roster.exists():
+        raise IdentityError(
+            "FH-IDENTITY-013",
+            f"this site has not pinned the roster of study {study_id} yet.",
+            why="Its masks hide an update among the sites of the roster; without it the server could make them up.",
+            fix="Ask the coordinator for the file of `fedhealth server roster`, then run `fedhealth site pin` with it.",
+        )
+    envelope = Envelope.from_bytes(folder.roster.read_bytes())
+    roster = open_statement(StudyRoster, envelope, server_key)
+    return {site.site_id: VerifyKey.from_base64(site.signing_key) for site in roster.sites}

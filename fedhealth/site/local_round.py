@@ -14,33 +14,34 @@ from fedhealth.evidence.statements import Contribution, Manifest, PrivacySpend, 
 from fedhealth.gate.gate import (
     ReleaseTerms,
     UpdateClip,
+    clear_metrics,
+    clear_update,
+    release,
     release_again,
     release_code,
-    release_metrics,
-    release_update,
+    release_masked,
 )
-from fedhealth.gate.outbound import Outbound, OutboundCode, OutboundMetrics, OutboundUpdate
+from fedhealth.gate.outbound import (
+    Cleared,
+    Outbound,
+    OutboundCode,
+    OutboundMasked,
+    OutboundMetrics,
+    OutboundUpdate,
+)
 from fedhealth.privacy.accounting.metrics import noisy_means
 from fedhealth.privacy.accounting.plan import SitePlan
 from fedhealth.privacy.ledger.ledger import SealedAnswer
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.site.account import Charge, SiteAccount
+from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.home import Pinned
-from fedhealth.site.manifest_checks import accept_model, verify_manifest
+from fedhealth.site.manifest_checks import accept_model, envelope_of, verify_manifest
+from fedhealth.site.masking import RoundMask, SiteMasking
 from fedhealth.site.sessions import Sessions
 
 CLIPPING_NORM: Final = "clipping_norm"
 """Key of a strategy's configuration that bounds the whole update of a site."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedAnswer:
-    """What goes to the door: something the gate made, and the site's signature over its digest."""
-
-    outbound: Outbound
-    contribution: Envelope = field(repr=False)
-    sealed_for: str | None = None
-    """SHA-256 of the manifest that it is sealed for; None for a code, which costs nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +54,19 @@ class RoundRequest:
 
 
 def local_round(
-    request: RoundRequest, pinned: Pinned, sessions: Sessions, account: SiteAccount
+    request: RoundRequest,
+    pinned: Pinned,
+    sessions: Sessions,
+    account: SiteAccount,
+    masking: SiteMasking,
 ) -> SignedAnswer:
-    """Verify, reserve the privacy cost, evaluate the incoming model, train, clip, gate, sign, seal.
+    """Verify, reserve the privacy cost, evaluate the incoming model, train, clip, gate, mask, sign, seal.
 
     An answer that was sealed for this very manifest comes back byte by byte, at no cost.
 
     Raises:
         ManifestRefusedError: the manifest or the model is not what this site agreed to.
+        MaskingRefusedError: its masks are not; nothing was computed.
         PrivacyError: the site's policy, its budget or its ledger forbids it; nothing was computed.
         GateRefusedError: the result may not leave. What was reserved stays spent.
         SiteDataError, TrainingError: the cohort cannot be trained on.
@@ -73,6 +79,7 @@ def local_round(
         return answer_again(sealed, pinned, digest)
     session, spec = sessions.open(manifest.run_name)
     vector = accept_model(manifest, request.payload, spec)
+    mask = masking.prepare(manifest, envelope_of(request.header))
     charge = account.reserve(manifest, digest, has_own_split=sessions.has_own_split)
     sessions.keep_global_model(manifest, vector)
     terms = ReleaseTerms(
@@ -81,16 +88,17 @@ def local_round(
         metric_digits=pinned.study.release.metric_digits,
         mechanism=charge.mechanism,
         clip=clip_wish(manifest, vector),
+        is_masked=pinned.study.secure_aggregation is not None,
     )
     evaluated = incoming_metrics(session, vector, charge, account.plan)
     if manifest.kind == "evaluate":
-        answer = sign_answer(
-            release_metrics(evaluated, terms=terms), manifest, digest, pinned, charge.spend
-        )
+        cleared = clear_metrics(evaluated, terms=terms)
     else:
-        released = _train(session, vector, manifest, request.is_cancelled, evaluated, terms)
+        cleared = _train(session, vector, manifest, request.is_cancelled, evaluated, terms)
         session.commit(manifest.round_number)
-        answer = sign_answer(released, manifest, digest, pinned, charge.spend)
+    outbound = release(cleared) if mask is None else _under(mask, cleared, vector)
+    commitment = None if mask is None else mask.commitment
+    answer = sign_answer(outbound, manifest, digest, pinned, charge.spend, commitment)
     account.seal(digest, answer.contribution, answer.outbound.payload)
     return replace(answer, sealed_for=digest)
 
@@ -118,7 +126,7 @@ def _train(  # noqa: PLR0917 - the facts of one round
     is_cancelled: Callable[[], bool],
     evaluated: Metrics,
     terms: ReleaseTerms,
-) -> OutboundUpdate:
+) -> Cleared:
     task = RoundTask(
         run_name=manifest.run_name,
         round_number=manifest.round_number,
@@ -128,13 +136,20 @@ def _train(  # noqa: PLR0917 - the facts of one round
         mechanism=terms.mechanism,
     )
     update = session.train(vector, task)
-    return release_update(
+    return clear_update(
         update.tensors,
         train_metrics=update.metrics,
         evaluate_metrics=evaluated,
         terms=terms,
         carried_out=update.mechanism,
         generator=update.generator,
+    )
+
+
+def _under(mask: RoundMask, cleared: Cleared, origin: Vector) -> OutboundMasked:
+    """What was cleared leaves under its mask only."""
+    return release_masked(
+        cleared, mask=lambda given: mask.mask(given, origin), num_bytes=mask.num_bytes
     )
 
 
@@ -158,7 +173,11 @@ def answer_again(sealed: SealedAnswer, pinned: Pinned, manifest_sha256: str) -> 
     envelope = Envelope.from_bytes(sealed.header)
     said = open_statement(Contribution, envelope, pinned.signing_key.public)
     outbound = release_again(
-        sealed.payload, said.update_sha256, said.train_metrics, said.evaluate_metrics
+        sealed.payload,
+        said.update_sha256,
+        said.train_metrics,
+        said.evaluate_metrics,
+        num_words=said.num_elements if said.masked is not None else None,
     )
     return SignedAnswer(outbound=outbound, contribution=envelope, sealed_for=manifest_sha256)
 
@@ -176,14 +195,18 @@ def refuse_round(
     return sign_answer(release_code(code), manifest, digest, pinned)
 
 
-def sign_answer(
+def sign_answer(  # noqa: PLR0917 - the facts of one answer
     outbound: Outbound,
     manifest: Manifest,
     manifest_sha256: str,
     pinned: Pinned,
     spend: PrivacySpend | None = None,
+    commitment: Envelope | None = None,
 ) -> SignedAnswer:
-    """The site's statement about what it sends, and what that cost its patients."""
+    """The site's statement about what it sends, and what that cost its patients.
+
+    `commitment` goes with a masked vector: what the other sites are shown of it.
+    """
     contribution = Contribution(
         study_id=pinned.study.id,
         site_id=pinned.admission.site.site_id,
@@ -193,6 +216,7 @@ def sign_answer(
         attempt=manifest.attempt,
         kind=manifest.kind,
         privacy=spend,
+        masked=commitment,
         **_said_about(outbound),
     )
     return SignedAnswer(outbound=outbound, contribution=contribution.sign(pinned.signing_key))
@@ -207,6 +231,8 @@ def _said_about(outbound: Outbound) -> dict[str, Any]:
             "train_metrics": dict(outbound.train_metrics),
             "evaluate_metrics": dict(outbound.evaluate_metrics),
         }
+    if isinstance(outbound, OutboundMasked):
+        return {"update_sha256": outbound.digest, "num_elements": outbound.num_words}
     if isinstance(outbound, OutboundMetrics):
         return {"num_elements": 0, "evaluate_metrics": dict(outbound.evaluate_metrics)}
     if isinstance(outbound, OutboundCode):

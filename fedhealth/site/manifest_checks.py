@@ -19,6 +19,7 @@ from fedhealth.errors import (
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest, RoundPrivacy, open_statement
 from fedhealth.privacy.ledger.problems import REPLAY
+from fedhealth.secagg.refusals import MaskingRefusedError
 from fedhealth.site.home import Pinned
 
 _PRIVACY_CODES: Final = {
@@ -67,6 +68,14 @@ def verify_manifest(header: object, pinned: Pinned) -> tuple[Manifest, str]:
     _check_cohort(manifest, pinned)
     _check_privacy(manifest, pinned)
     return manifest, envelope.payload_digest
+
+
+def envelope_of(header: object) -> Envelope:
+    """The envelope in a frame's header. Raises ManifestRefusedError when it is none."""
+    try:
+        return Envelope.model_validate(header)
+    except ValueError:
+        raise ManifestRefusedError(DropCode.MANIFEST_INVALID, "it is no signed statement") from None
 
 
 def _check_round(manifest: Manifest, pinned: Pinned) -> None:
@@ -148,7 +157,7 @@ def accept_model(
 
 def drop_code_of(error: FedHealthError) -> DropCode | None:
     """The drop code that an error carries itself, or that its place in the privacy account gives it."""
-    if isinstance(error, ManifestRefusedError):
+    if isinstance(error, ManifestRefusedError | MaskingRefusedError):
         return error.drop_code
     if not isinstance(error, PrivacyError):
         return None

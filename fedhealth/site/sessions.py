@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from fedhealth import plugins
+from fedhealth.config.study import Study
 from fedhealth.contracts.cohort import Cohort, SitePackage
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import LocalSession, SiteContext, TrainingMethod, Vector
@@ -118,6 +119,19 @@ def load_training_method(name: str) -> TrainingMethod:
             f"training method {name!r} cannot be made without arguments.",
             fix="Its entry point must name a class with the shape of TrainingMethod.",
         ) from None
+
+
+def model_sizes(study: Study) -> dict[str, int]:
+    """Elements of the model that travels, by run.
+
+    Raises:
+        ConfigError: the study's training method or model cannot be made.
+    """
+    method = load_training_method(study.training.name)
+    return {
+        run.name: TensorSpec.of(method.initial_tensors(study, run)).num_elements
+        for run in study.runs
+    }
 
 
 def global_model_path(pinned: Pinned, run_name: str) -> Path:

@@ -32,12 +32,14 @@ from fedhealth.evidence.journal import Journal
 from fedhealth.gate.gate import refusal_code, release_code, release_status
 from fedhealth.privacy.policy import check_patients
 from fedhealth.site.account import SiteAccount
+from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.door import send_answer, send_unsigned
 from fedhealth.site.frames import Frame, FrameKind, receive_frame
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.isolation import leave_the_network
-from fedhealth.site.local_round import RoundRequest, SignedAnswer, local_round, refuse_round
-from fedhealth.site.manifest_checks import drop_code_of
+from fedhealth.site.local_round import RoundRequest, local_round, refuse_round
+from fedhealth.site.manifest_checks import drop_code_of, envelope_of
+from fedhealth.site.masking import KEY_REQUEST, SiteMasking, is_masking_request
 from fedhealth.site.sessions import Sessions
 from fedhealth.site.worker_log import configure_worker_log, log_frames
 from fedhealth.supervision.die_with_parent import die_with_parent
@@ -56,6 +58,7 @@ class Worker:
         self._pinned = pinned
         self._account = SiteAccount(home, pinned)
         self._sessions = Sessions(home, pinned)
+        self._masking = SiteMasking(pinned)
         self._journal = Journal(pinned.folder.journal)
         self._isolation = isolation
         self._stopping = threading.Event()
@@ -94,7 +97,9 @@ class Worker:
             connection.settimeout(RECEIVE_TIMEOUT_S)
             frame = receive_frame(
                 connection,
-                max_payload=self._sessions.largest_model_bytes,
+                max_payload=max(
+                    self._sessions.largest_model_bytes, self._masking.largest_request_bytes
+                ),
                 within_s=RECEIVE_TIMEOUT_S,
             )
             connection.settimeout(RECEIVE_TIMEOUT_S)
@@ -127,7 +132,11 @@ class Worker:
     def _work(self, request: RoundRequest) -> tuple[DropCode | None, SignedAnswer | None]:
         """The round, with every failure turned into a code: no text may cross the socket."""
         try:
-            return None, local_round(request, self._pinned, self._sessions, self._account)
+            if is_masking_request(request.header):
+                return None, self._answer_masking(request)
+            return None, local_round(
+                request, self._pinned, self._sessions, self._account, self._masking
+            )
         except FedHealthError as error:
             code = _code_of(error)
             log.warning("round not contributed code=%s error=%s", code.value, error.code)
@@ -136,6 +145,13 @@ class Worker:
             code = DropCode.SITE_ERROR
             log_frames(log, error)
         return code, refuse_round(code, request.header, self._pinned)
+
+    def _answer_masking(self, request: RoundRequest) -> SignedAnswer:
+        """A request of secure aggregation; it says nothing about patients, so it costs nothing."""
+        envelope = envelope_of(request.header)
+        if envelope.payload_type == KEY_REQUEST:
+            return self._masking.give_key(envelope)
+        return self._masking.answer(envelope, bytes(request.payload))
 
     def _write_status(self, state: str, **more: str) -> None:
         write_json(

@@ -35,6 +35,9 @@ class FedAvg(Strategy):
     streaming: ClassVar[bool] = True
     """Each reply is read once and dropped before the next is asked for."""
 
+    sum_based: ClassVar[bool] = True
+    """The weighted mean of all updates is all it needs: secure aggregation may hide the single ones."""
+
     weighted_by_key: ClassVar[str] = "num-examples"
     arrayrecord_key: ClassVar[str] = "arrays"
     configrecord_key: ClassVar[str] = "config"

@@ -41,6 +41,11 @@ class NoisedMean(FedAvg):
     """
 
     mechanism: ClassVar[SiteLevelMechanism]
+    sum_based: ClassVar[bool] = False
+    why_not_summed: ClassVar[str] = (
+        "The server clips each update again before it adds its noise; `secure_aggregation.distributed_privacy` of "
+        "unit site lets the sites clip and add noise shares under the masks instead."
+    )
 
     def __init__(
         self,

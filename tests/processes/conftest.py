@@ -14,9 +14,15 @@ import pytest
 import yaml
 
 from fedhealth.report.record import RoundRecord
-from fedhealth.server.enrolment import admit, init_server
+from fedhealth.server.enrolment import admit, init_server, issue_roster
 from fedhealth.server.home import ServerHome
-from fedhealth.site.enrolment import SiteSettings, init_site, join
+from fedhealth.site.enrolment import (
+    SiteSettings,
+    init_site,
+    join,
+    pin_roster,
+    read_roster_file,
+)
 from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import load_training_method
 
@@ -107,6 +113,13 @@ class Federation:
                 process.wait()
 
 
+def pin_everywhere(federation: Federation) -> None:
+    """The roster goes to every site, which pins it."""
+    path = issue_roster(federation.server, federation.root / "roster.json").path
+    for home in federation.sites.values():
+        pin_roster(home, read_roster_file(home, path))
+
+
 def wait(process: subprocess.Popen[str], timeout_s: float) -> int:
     return process.wait(timeout=timeout_s)
 
@@ -180,6 +193,8 @@ def factory(root: Path) -> Iterator[MakeFederation]:
             )
             done = init_site(home, federation.server.invitation, settings)
             join(home, admit(federation.server, done.request_path).admission_path)
+        if "secure_aggregation" in content:
+            pin_everywhere(federation)
         return federation
 
     try:

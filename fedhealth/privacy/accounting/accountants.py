@@ -1,6 +1,7 @@
 """From mechanism events to one epsilon: PLD (the headline) beside RDP, both from dp-accounting.
 
-Called by plans, policies, reports and strategies. Epsilons are never added up: events are composed, once.
+Called by plans, policies, reports and strategies. Epsilons are never added up: events are composed, once. Sums with
+Skellam noise have no PLD here: a group of events with one among them is composed by RDP, which is the headline then.
 """
 
 import math
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
     Event,
     GaussianRelease,
     PoissonSubsampledGaussian,
     UnboundedRelease,
     Unit,
 )
+from fedhealth.privacy.accounting.skellam_rdp import SkellamSum, skellam_curve
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 Adjacency = Literal["add_or_remove_one"]
 Mechanism = tuple[float, float, int]
 """Sampling rate (1: no sampling), noise multiplier, steps: all that an accountant needs of an event."""
+Group = tuple[tuple[Mechanism, ...], tuple[SkellamSum, ...]]
+"""Events that are composed: those that dp-accounting knows, and sums with Skellam noise."""
 
 PLD: Final = "dp-accounting PLD"
 RDP: Final = "dp-accounting RDP"
@@ -48,6 +53,7 @@ With 2, epsilon of 10,000 small steps is 2 % too high; with 8, 0.1 %."""
 TOLERANCE: Final = 0.01
 """RDP is never below PLD, but for PLD's own rounding: relative, see GRID_PER_STD."""
 ABSOLUTE_TOLERANCE: Final = 1e-3
+_KNOWN: Final = (PoissonSubsampledGaussian, GaussianRelease, DistributedSkellam, UnboundedRelease)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +90,11 @@ def compose(events: Iterable[Event], *, delta: float) -> Spend:
     known = tuple(events)
     unit = _one_unit(known)
     _check_delta(delta)
-    groups = [_mechanisms(group) for group in _groups(known, unit)]
+    groups = [_composed(group) for group in _groups(known, unit)]
     if any(isinstance(event, UnboundedRelease) for event in known):
         pairs = [(math.inf, math.inf, PLD)]
     else:
-        pairs = [_epsilons(group, delta) for group in groups] or [(0.0, 0.0, PLD)]
+        pairs = [_headline(group, delta) for group in groups] or [(0.0, 0.0, PLD)]
     epsilon, _, accountant = max(pairs)
     return Spend(
         epsilon=epsilon,
@@ -112,8 +118,8 @@ def rdp_bound(events: Iterable[Event], *, delta: float) -> float:
     _check_delta(delta)
     if any(isinstance(event, UnboundedRelease) for event in known):
         return math.inf
-    groups = [_mechanisms(group) for group in _groups(known, unit)]
-    return max((_rdp(group, delta) for group in groups), default=0.0)
+    groups = [_composed(group) for group in _groups(known, unit)]
+    return max((_bound(group, delta) for group in groups), default=0.0)
 
 
 def _check_delta(delta: float) -> None:
@@ -128,7 +134,7 @@ def _check_delta(delta: float) -> None:
 
 def _one_unit(events: tuple[Event, ...]) -> Unit:
     for event in events:
-        if not isinstance(event, PoissonSubsampledGaussian | GaussianRelease | UnboundedRelease):
+        if not isinstance(event, _KNOWN):
             raise PrivacyError(
                 "FH-PRIVACY-012",
                 f"no accountant knows the event {type(event).__name__}.",
@@ -159,16 +165,48 @@ def _groups(events: tuple[Event, ...], unit: Unit) -> list[tuple[Event, ...]]:
     ]
 
 
-def _mechanisms(events: tuple[Event, ...]) -> tuple[Mechanism, ...]:
+def _composed(events: tuple[Event, ...]) -> Group:
     """What accountants need, in one order: splitting or reordering events changes nothing, and the cache holds."""
+    return _mechanisms(events), _skellams(events)
+
+
+def _skellams(events: tuple[Event, ...]) -> tuple[SkellamSum, ...]:
+    steps: dict[tuple[float, float, float, float], int] = {}
+    for event in events:
+        if isinstance(event, DistributedSkellam):
+            key = (
+                event.sampling_rate,
+                event.l1_sensitivity,
+                event.l2_sensitivity,
+                event.variance,
+            )
+            steps[key] = steps.get(key, 0) + event.steps
+    return tuple(SkellamSum(*key, count) for key, count in sorted(steps.items()))
+
+
+def _mechanisms(events: tuple[Event, ...]) -> tuple[Mechanism, ...]:
     steps: dict[tuple[float, float], int] = {}
     for event in events:
-        if isinstance(event, UnboundedRelease):
+        if isinstance(event, UnboundedRelease | DistributedSkellam):
             continue
         rate = event.sampling_rate if isinstance(event, PoissonSubsampledGaussian) else 1.0
         key = (rate, event.noise_multiplier)
         steps[key] = steps.get(key, 0) + event.steps
     return tuple((rate, noise, count) for (rate, noise), count in sorted(steps.items()))
+
+
+def _headline(group: Group, delta: float) -> tuple[float, float, str]:
+    """Headline, RDP, and who made the headline: never a PLD of a part of the group."""
+    mechanisms, skellams = group
+    if skellams:
+        bound = _rdp_with_skellam(mechanisms, skellams, delta)
+        return bound, bound, RDP
+    return _epsilons(mechanisms, delta)
+
+
+def _bound(group: Group, delta: float) -> float:
+    mechanisms, skellams = group
+    return _rdp_with_skellam(mechanisms, skellams, delta) if skellams else _rdp(mechanisms, delta)
 
 
 @lru_cache(maxsize=4096)
@@ -197,11 +235,28 @@ def _rdp(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     from dp_accounting import NeighboringRelation, rdp
 
     accountant = rdp.RdpAccountant(RDP_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
-    epsilon = _spent(accountant, mechanisms, delta)
+    return _checked(_spent(accountant, mechanisms, delta), len(mechanisms), delta)
+
+
+@lru_cache(maxsize=4096)
+def _rdp_with_skellam(
+    mechanisms: tuple[Mechanism, ...], skellams: tuple[SkellamSum, ...], delta: float
+) -> float:
+    """The same with the divergences of sums with Skellam noise added at each order."""
+    from dp_accounting import NeighboringRelation, rdp
+
+    accountant = rdp.RdpAccountant(RDP_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
+    _spent(accountant, mechanisms, delta)
+    curve = accountant.rdp + skellam_curve(RDP_ORDERS, skellams)
+    epsilon, _ = rdp.compute_epsilon(RDP_ORDERS, curve, delta)
+    return _checked(float(epsilon), len(mechanisms) + len(skellams), delta)
+
+
+def _checked(epsilon: float, num_mechanisms: int, delta: float) -> float:
     if not 0 <= epsilon < math.inf:
         raise PrivacyError(
             "FH-PRIVACY-014",
-            f"{RDP} gave {epsilon} for {len(mechanisms)} mechanisms at delta {delta}.",
+            f"{RDP} gave {epsilon} for {num_mechanisms} mechanisms at delta {delta}.",
             why="That is no bound on what a patient lost.",
             fix="Use more noise or fewer steps; report it if the settings look ordinary.",
         )

@@ -4,10 +4,11 @@ An event says what was released in terms that an accountant can compose. The sam
 contributions and round records, and lie in the ledger.
 """
 
+import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fedhealth.errors import PrivacyError
 
@@ -61,6 +62,43 @@ class GaussianRelease(ClosedEvent):
     generator: Generator = "chacha20"
 
 
+class DistributedSkellam(ClosedEvent):
+    """A sum of whole-number contributions to which sites added shares of Skellam noise, opened `steps` times.
+
+    Agarwal, Kairouz, Liu 2021 (arXiv 2110.04995). Norms and variance are in grid steps. `variance` is that of the noise
+    of `num_honest` sites together: the bound holds if the noise of at least so many is in every opened sum and is told
+    to nobody. That a site takes part is public: adding or removing one means that its contribution, or a patient's, is
+    in the sum or is zero. With sampler ``poisson`` each contribution is in a sum with chance `sampling_rate`.
+    """
+
+    kind: Literal["distributed_skellam"] = "distributed_skellam"
+    unit: Unit
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    sampler: Literal["none", "poisson"] = "none"
+    sampling_rate: float = Field(default=1.0, gt=0, le=1)
+    l1_sensitivity: float = Field(ge=1, le=1e24)
+    l2_sensitivity: float = Field(ge=1, le=1e12)
+    variance: float = Field(gt=0, le=1e30)
+    num_honest: int = Field(ge=1, le=10**9)
+    steps: int = Field(ge=1, le=10**9)
+    population: Population
+    split_id: SplitId
+    generator: Generator = "chacha20"
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the honest sites' noise over the L2 sensitivity."""
+        return math.sqrt(self.variance) / self.l2_sensitivity
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sampler == "none" and self.sampling_rate != 1:
+            raise ValueError("without a sampler everything is in every sum")
+        if self.l1_sensitivity < self.l2_sensitivity:
+            raise ValueError("no vector has an L1 norm below its L2 norm")
+        return self
+
+
 class UnboundedRelease(ClosedEvent):
     """Something left without differential privacy, `steps` times: no epsilon bounds it."""
 
@@ -72,7 +110,8 @@ class UnboundedRelease(ClosedEvent):
 
 
 Event = Annotated[
-    PoissonSubsampledGaussian | GaussianRelease | UnboundedRelease, Field(discriminator="kind")
+    PoissonSubsampledGaussian | GaussianRelease | DistributedSkellam | UnboundedRelease,
+    Field(discriminator="kind"),
 ]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.config.study import Study
 from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.plan import SitePlan
 
@@ -18,6 +19,22 @@ METRIC_BOUNDS: Final[Mapping[str, float]] = MappingProxyType(
 )
 """Metrics that are means of one bounded number per patient, and that bound. AUC and calibration error are not such
 means, and `train_loss` is taken from training patients while they are trained on."""
+
+
+def told_metrics(study: Study, kind: Literal["train", "evaluate"]) -> tuple[str, ...]:
+    """Names of the metrics that an answer may carry: the study's, or under noise those that the noise covers.
+
+    With distributed noise there are none: a metric beside a noised sum would be without noise.
+    """
+    masks = study.secure_aggregation
+    if masks is not None and masks.distributed_privacy is not None:
+        return ()
+    if study.privacy is None:
+        return study.release.metrics
+    when = study.privacy.release_metrics
+    if when == "never" or (when == "closing" and kind == "train"):
+        return ()
+    return tuple(name for name in study.release.metrics if name in METRIC_BOUNDS)
 
 
 class Normals(Protocol):

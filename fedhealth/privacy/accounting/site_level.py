@@ -1,7 +1,8 @@
 """What a whole site gives away through the models of a run, and what that number is worth with few sites.
 
 Called by reports and plans. The unit is the site and is never mixed with a patient's account. Every site is asked
-in every round and everybody sees who answered, so no sampling makes the noise count for more than it is.
+in every round and everybody sees who answered, so no sampling makes the noise count for more than it is. The noise is
+the server's, or with ``distributed-skellam`` the sum of what sites added, of which some number has to be honest.
 """
 
 import math
@@ -10,10 +11,11 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context
 from typing import Final, Literal
 
-from fedhealth.contracts.aggregation import SiteLevelRelease
+from fedhealth.contracts.aggregation import SiteLevelRelease, SkellamShare
 from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.accountants import Spend, compose
 from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
     Event,
     GaussianRelease,
     Generator,
@@ -87,7 +89,11 @@ def site_level_events(releases: Iterable[SiteLevelRelease]) -> tuple[Event, ...]
 
     A round is one Gaussian release (DP-FedAvg: McMahan et al. 2018, arXiv 1710.06963; DP-FTRL: one row of the
     matrix mechanism), and one more for the noised count when the clipping norm adapts (Andrew et al. 2021,
-    arXiv 1905.03871, theorem 1: the two compose to the multiplier that the study set).
+    arXiv 1905.03871, theorem 1: the two compose to the multiplier that the study set). With noise from the sites it is
+    one distributed Skellam release (Agarwal, Kairouz, Liu 2021, arXiv 2110.04995).
+
+    Raises:
+        PrivacyError: FH-PRIVACY-110 a release says that sites made the noise and not how much, or the reverse.
     """
     return merge_events(event for release in releases for event in _events_of(release))
 
@@ -155,12 +161,22 @@ def statement_of_site_level(
         num_sites=num_sites,
         noise_over_clip=share,
         is_meaningful=reason is None,
-        sentence=_sentence(spend, num_sites, share, reason),
+        sentence=_sentence(spend, num_sites, share, reason) + _trust(listed),
     )
 
 
 def _events_of(release: SiteLevelRelease) -> Iterable[Event]:
-    yield _gaussian(release.noise_multiplier, release.generator)
+    if (release.mechanism == "distributed-skellam") != (release.skellam is not None):
+        raise PrivacyError(
+            "FH-PRIVACY-110",
+            f"a release of {release.mechanism} comes {'with' if release.skellam else 'without'} shares of noise.",
+            why="Gaussian noise of a server and Skellam noise of sites are accounted for in different ways.",
+            fix="Use a strategy that gives `skellam` with distributed-skellam, and only there.",
+        )
+    if release.skellam is not None:
+        yield _distributed(release.skellam, release.generator)
+    else:
+        yield _gaussian(release.noise_multiplier, release.generator)
     if release.quantile_multiplier is not None:
         yield _gaussian(release.quantile_multiplier, release.generator)
 
@@ -176,10 +192,25 @@ def _gaussian(multiplier: float, generator: Generator) -> GaussianRelease:
     )
 
 
+def _distributed(share: SkellamShare, generator: Generator) -> DistributedSkellam:
+    return DistributedSkellam(
+        unit="site",
+        l1_sensitivity=share.l1_sensitivity,
+        l2_sensitivity=share.l2_sensitivity,
+        variance=share.variance,
+        num_honest=share.num_honest,
+        steps=1,
+        population="all",
+        split_id=SITES,
+        generator=generator,
+    )
+
+
 def _least_multiplier(events: tuple[Event, ...]) -> float:
     if any(isinstance(event, UnboundedRelease) for event in events):
         return 0.0
-    multipliers = [e.noise_multiplier for e in events if isinstance(e, GaussianRelease)]
+    kinds = (GaussianRelease, DistributedSkellam)
+    multipliers = [e.noise_multiplier for e in events if isinstance(e, kinds)]
     return min(multipliers, default=0.0)
 
 
@@ -212,6 +243,13 @@ def _sentence(spend: Spend, num_sites: int, share: float, reason: str | None) ->
     if reason is None:
         return f"{said}; {noise}"
     return f"{said}; {noise} No badge: {reason}."
+
+
+def _trust(events: tuple[Event, ...]) -> str:
+    counted = [event.num_honest for event in events if isinstance(event, DistributedSkellam)]
+    if not counted:
+        return ""
+    return f" It counts on the noise of at least {max(counted)} honest sites in every sum."
 
 
 def _number(epsilon: float) -> str:

@@ -12,7 +12,8 @@ from fedhealth.config.load import KINDS
 
 PACKAGE = Path(__file__).parents[3] / "fedhealth"
 MODELS = {
-    PACKAGE / "config" / name for name in ("base.py", "data.py", "site.py", "server.py", "study.py")
+    PACKAGE / "config" / name
+    for name in ("base.py", "data.py", "site.py", "server.py", "study.py", "secure_aggregation.py")
 }
 FOR_PEOPLE = {"title", "unit", "schema_version"}
 

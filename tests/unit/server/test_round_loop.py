@@ -21,8 +21,10 @@ from fedhealth.report.record import VoidReason
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.home import RunFolder
 from fedhealth.server.ledger_places import LedgerPlaces
+from fedhealth.server.messages import RawReply
+from fedhealth.server.outcomes import RoundOutcome, SiteOutcome
 from fedhealth.server.roster import RosterLine, read_roster
-from fedhealth.server.round_loop import RawReply, RoundLoop, RoundOutcome, SiteOutcome
+from fedhealth.server.round_loop import RoundLoop
 
 from ..conftest import Consortium, study_content  # noqa: TID252 - tests are no installed package
 
@@ -46,7 +48,14 @@ class Sites:
         return read_roster(self.consortium.server.roster).admitted
 
     def exchange(
-        self, sites: Sequence[str], envelope: Envelope, payload: bytes, *, ttl_s: float, kind: str
+        self,
+        sites: Sequence[str],
+        envelope: Envelope,
+        payload: Any,
+        *,
+        ttl_s: float,
+        kind: str,
+        is_enough: Any = None,
     ) -> Iterator[RawReply]:
         key = self.consortium.server_key.public
         manifest = open_statement(Manifest, envelope, key)

@@ -9,9 +9,11 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import GateRefusedError, PrivacyError
 from fedhealth.evidence.statements import Contribution, PrivacySpend, open_statement
 from fedhealth.site.account import SiteAccount
+from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.home import Pinned, SiteHome
-from fedhealth.site.local_round import RoundRequest, SignedAnswer, local_round
+from fedhealth.site.local_round import RoundRequest, local_round
 from fedhealth.site.manifest_checks import drop_code_of
+from fedhealth.site.masking import SiteMasking
 from fedhealth.site.sessions import Sessions
 
 from ..conftest import Consortium, study_content  # noqa: TID252 - tests are no installed package
@@ -30,6 +32,7 @@ class Hospital:
         self.pinned: Pinned = self.consortium.pinned(self.site_id)
         self.account = SiteAccount(self.home, self.pinned)
         self.sessions = Sessions(self.home, self.pinned)
+        self.masking = SiteMasking(self.pinned)
 
     def round(self, *, is_cancelled: bool = False, **changes: Any) -> SignedAnswer:
         request = RoundRequest(
@@ -37,7 +40,7 @@ class Hospital:
             payload=self.consortium.payload(),
             is_cancelled=lambda: is_cancelled,
         )
-        return local_round(request, self.pinned, self.sessions, self.account)
+        return local_round(request, self.pinned, self.sessions, self.account, self.masking)
 
     def said(self, answer: SignedAnswer) -> Contribution:
         return open_statement(Contribution, answer.contribution, self.pinned.signing_key.public)

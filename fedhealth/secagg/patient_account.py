@@ -1,0 +1,78 @@
+"""What sums with distributed noise cost one patient: for the site's ledger, and for the server that checks it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fedhealth.config.study import Study
+from fedhealth.privacy.accounting.events import DistributedSkellam, Event, merge_events
+from fedhealth.privacy.accounting.plan import LARGEST_DELTA, default_delta
+from fedhealth.privacy.accounting.split_id import split_id
+from fedhealth.privacy.distributed.plan import DistributedPlan
+from fedhealth.secagg.round_settings import distributed_plan
+
+SITE_FACTOR: Final = 2
+"""A patient who joins or leaves moves a site's clipped update from one point of a ball to another: by twice its radius
+at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisedSums:
+    """The distributed mechanism of a study as one patient sees it.
+
+    Attributes:
+        by_run: what one round of a run costs.
+        planned: all rounds of all runs.
+        clipping_norm: of the unit.
+        noise_multiplier: the least over the runs, of the honest sites' noise together over the unit's sensitivity.
+    """
+
+    by_run: Mapping[str, DistributedSkellam]
+    planned: tuple[Event, ...]
+    clipping_norm: float
+    noise_multiplier: float
+
+
+def noised_sums(study: Study, num_elements: Mapping[str, int]) -> NoisedSums | None:
+    """The mechanism of a study, from the sizes of its runs' models; None without distributed privacy.
+
+    Raises:
+        PrivacyError: no noise and grid fit the study.
+    """
+    plans = {
+        run.name: distributed_plan(study, num_elements[run.name])
+        for run in study.runs
+        if run.name in num_elements
+    }
+    known = {name: plan for name, plan in plans.items() if plan is not None}
+    if not known:
+        return None
+    by_run = {name: patient_event(study, plan) for name, plan in known.items()}
+    planned = [
+        by_run[run.name].model_copy(update={"steps": run.num_rounds})
+        for run in study.runs
+        if run.name in by_run
+    ]
+    return NoisedSums(
+        by_run=by_run,
+        planned=merge_events(planned),
+        clipping_norm=next(iter(known.values())).clipping_norm,
+        noise_multiplier=min(plan.noise_multiplier for plan in known.values()),
+    )
+
+
+def patient_event(study: Study, plan: DistributedPlan) -> DistributedSkellam:
+    """What one sum costs one patient, who is the unit or is in one site's update."""
+    factor = 1 if plan.unit == "patient" else SITE_FACTOR
+    event = plan.event(1, split_id=split_id(study), population="train", sensitivity_factor=factor)
+    return event.model_copy(update={"unit": "patient"})
+
+
+def patient_delta(study: Study) -> float:
+    """Delta of a patient's account in a study that hides sizes: from the largest size that a site may declare."""
+    masks = study.secure_aggregation
+    if masks is None:
+        return LARGEST_DELTA
+    chosen = None if masks.distributed_privacy is None else masks.distributed_privacy.delta
+    most = default_delta(masks.max_train_size)
+    return most if chosen is None else min(chosen, most)

@@ -1,0 +1,270 @@
+"""The server's trips of secure aggregation: keys once a run, then one or two trips that take the masks off a sum.
+
+Called by `round_loop`. What a failed trip leaves is a void round: no part of a sum is ever used.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhealth.config.load import study_digest
+from fedhealth.config.study import RunPlan, Study
+from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.local_training import Vector
+from fedhealth.durable import read_json, write_json
+from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
+from fedhealth.evidence.statements import Manifest, open_statement
+from fedhealth.privacy.distributed.encode import decode as decode_noised
+from fedhealth.secagg import fixed_point
+from fedhealth.secagg.coordinates import kept_coordinates, spread
+from fedhealth.secagg.layout import MaskedLayout
+from fedhealth.secagg.mask_stream import Words
+from fedhealth.secagg.refusals import MaskingError
+from fedhealth.secagg.round_settings import distributed_plan, rotation_seed, round_layout
+from fedhealth.secagg.server_side import MaskedSum
+from fedhealth.secagg.statements import KeyRequest, MaskKey
+from fedhealth.server.home import RunFolder
+from fedhealth.server.messages import RoundTransport
+from fedhealth.server.roster import RosterLine
+
+log = logging.getLogger("fedhealth.server")
+TRIP_S: Final = 120.0
+"""Longest wait for an unmasking trip: a site has little to do in it, and those that are gone are not needed."""
+GRACE_S: Final = 0.5
+"""Once a threshold of sites answered, how long the others may still do so: more shares are held against each other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedTotal:
+    """What a masked round gave.
+
+    Attributes:
+        vector: the mean model of the survivors, float32; None in an evaluation.
+        weight: of all survivors together; 1 where all count the same and noise hides how many.
+        train_metrics: weighted means.
+        evaluate_metrics: likewise.
+        num_cut: values beyond the range, over all survivors; None where noise covers the sum.
+    """
+
+    vector: Vector | None = field(repr=False)
+    weight: float
+    train_metrics: dict[str, float]
+    evaluate_metrics: dict[str, float]
+    num_cut: int | None
+
+
+@dataclass(slots=True, kw_only=True)
+class MaskedRound:
+    """What is said of a masked round in its record, whatever came of it."""
+
+    layout: MaskedLayout
+    total: MaskedSum
+    unmask_trips: int = 0
+    agreed: int = 0
+    has_failed: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Masking:
+    """Secure aggregation of one run at the server."""
+
+    study: Study
+    run: RunPlan
+    folder: RunFolder
+    signing_key: SigningKey = field(repr=False)
+    transport: RoundTransport
+    _keys: dict[str, Envelope] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keys = {
+            site_id: Envelope.model_validate(envelope)
+            for site_id, envelope in read_json(self.folder.mask_keys).items()
+        }
+
+    def with_keys(self, cohort: Sequence[RosterLine]) -> list[RosterLine]:
+        """The sites of a cohort whose key of this run is known; those without one are asked first."""
+        missing = [line for line in cohort if not self._has_key(line)]
+        if missing:
+            request = KeyRequest(
+                study_id=self.study.id,
+                study_sha256=study_digest(self.study),
+                run_name=self.run.name,
+            )
+            lines = {line.entry.site_id: line for line in missing}
+            for reply in self.transport.exchange(
+                list(lines), request.sign(self.signing_key), b"", ttl_s=TRIP_S, kind="masking"
+            ):
+                line = lines.get(reply.site_id)
+                if line is not None and reply.envelope is not None:
+                    self._keys[reply.site_id] = reply.envelope
+                    if not self._has_key(line):
+                        del self._keys[reply.site_id]
+                else:
+                    log.warning("no mask key site=%s code=%s", reply.site_id, reply.code)
+            write_json(
+                self.folder.mask_keys, {site: key.model_dump() for site, key in self._keys.items()}
+            )
+        return [line for line in cohort if self._has_key(line)]
+
+    def key_of(self, site_id: str) -> Envelope:
+        """A site's signed key. Raises KeyError when it is not known."""
+        return self._keys[site_id]
+
+    def forget(self, site_id: str, code: DropCode | None) -> None:
+        """A site that does not know its key in the manifest lost it: it is asked for a new one."""
+        if code is DropCode.MASK_KEY_INVALID:
+            self._keys.pop(site_id, None)
+
+    def open(
+        self, manifest: Manifest, manifest_sha256: str, cohort: Iterable[RosterLine]
+    ) -> MaskedRound | None:
+        """The sum of a round; None where nothing of it is masked."""
+        layout = round_layout(manifest, manifest_sha256, self.study)
+        if layout is None:
+            return None
+        keys = {
+            line.entry.site_id: VerifyKey.from_base64(line.entry.signing_key) for line in cohort
+        }
+        return MaskedRound(layout=layout, total=MaskedSum(manifest, manifest_sha256, layout, keys))
+
+    def unmask(
+        self, masked: MaskedRound, manifest: Manifest, manifest_sha256: str, origin: Vector
+    ) -> MaskedTotal | None:
+        """Take the masks off; None when too few sites helped, or what they gave does not fit.
+
+        Two trips in a round when all of the cohort is in the sum; else the survivors agree to their list first.
+        """
+        total = masked.total
+        try:
+            if not total.is_whole:
+                masked.unmask_trips += 1
+                self._trip(total, "agree", total.take_agreement, lambda: total.has_agreement)
+                masked.agreed = total.num_agreements
+                if not total.has_agreement:
+                    log.warning("masks stay on: %d sites agreed", masked.agreed)
+                    masked.has_failed = True
+                    return None
+            masked.unmask_trips += 1
+            self._trip(total, "unmask", None, lambda: total.has_shares, shares=total.take_shares)
+            words = total.remove_masks()
+            return self._total(words, masked.layout, manifest, manifest_sha256, origin)
+        except MaskingError as error:
+            log.warning("masks stay on: %s", error.code)
+            masked.has_failed = True
+            return None
+
+    def _trip(
+        self,
+        total: MaskedSum,
+        step: Literal["agree", "unmask"],
+        take: Callable[[str, Envelope], bool] | None,
+        is_enough: Callable[[], bool],
+        *,
+        shares: Callable[[str, Envelope, bytes], bool] | None = None,
+    ) -> None:
+        """Ask all survivors; stop a little after enough of them answered."""
+        sites = total.survivors
+        request = total.request(step).sign(self.signing_key)
+        patience = _Patience(is_enough)
+        replies = self.transport.exchange(
+            sites,
+            request,
+            {site_id: total.payload_for(site_id) for site_id in sites},
+            ttl_s=min(TRIP_S, self.study.federation.round_deadline_s),
+            kind="masking",
+            is_enough=patience.is_over,
+        )
+        for reply in replies:
+            if reply.envelope is None or reply.site_id not in sites:
+                log.warning("%s: no answer site=%s code=%s", step, reply.site_id, reply.code)
+                continue
+            if shares is not None:
+                is_good = shares(reply.site_id, reply.envelope, reply.payload)
+            else:
+                is_good = take is not None and take(reply.site_id, reply.envelope)
+            if not is_good:
+                log.warning("%s: answer refused site=%s", step, reply.site_id)
+
+    def _total(
+        self,
+        words: Words,
+        layout: MaskedLayout,
+        manifest: Manifest,
+        manifest_sha256: str,
+        origin: Vector,
+    ) -> MaskedTotal:
+        plan = distributed_plan(self.study, manifest.spec.num_elements)
+        if plan is not None:
+            whole = fixed_point.signed(words, layout.modulus_bits)
+            noised = decode_noised(whole, plan, rotation_seed(manifest_sha256))
+            mean = noised / self._denominator()
+            return MaskedTotal(
+                vector=_moved(origin, mean),
+                weight=1.0,
+                train_metrics={},
+                evaluate_metrics={},
+                num_cut=None,
+            )
+        said = fixed_point.decode(words, layout)
+        vector = None
+        if manifest.kind == "train" and manifest.masking is not None:
+            share, size = manifest.masking.kept_share, origin.size
+            kept = kept_coordinates(manifest_sha256, size, share)
+            vector = _moved(origin, spread(said.mean_update, kept, size, share))
+        return MaskedTotal(
+            vector=vector,
+            weight=float(said.weight),
+            train_metrics=said.train_metrics,
+            evaluate_metrics=said.evaluate_metrics,
+            num_cut=said.num_cut,
+        )
+
+    def _denominator(self) -> float:
+        """Public: it does not say how many sites or patients are in the sum."""
+        masks = self.study.secure_aggregation
+        noise = None if masks is None else masks.distributed_privacy
+        if noise is None:
+            raise MaskingError("FH-SECAGG-008", "the study has no distributed noise.")
+        if noise.unit == "site":
+            return float(noise.num_sites)
+        # One global step against the mean gradient, with the study's own learning rate.
+        return -(noise.num_patients or 1) / self.study.training.optimizer.learning_rate
+
+    def _has_key(self, line: RosterLine) -> bool:
+        envelope = self._keys.get(line.entry.site_id)
+        if envelope is None:
+            return False
+        try:
+            said = open_statement(MaskKey, envelope, VerifyKey.from_base64(line.entry.signing_key))
+        except (IdentityError, EvidenceError):
+            return False
+        return (said.run_name, said.site_id) == (self.run.name, line.entry.site_id)
+
+
+class _Patience:
+    """Over a little after there was enough."""
+
+    def __init__(self, is_enough: Callable[[], bool]) -> None:
+        self._is_enough = is_enough
+        self._since: float | None = None
+
+    def is_over(self) -> bool:
+        """Asked again and again."""
+        if not self._is_enough():
+            return False
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since >= GRACE_S
+
+
+def _moved(origin: Vector, mean: NDArray[np.floating[Any]]) -> Vector:
+    moved: Vector = np.add(origin, mean).astype(np.float32)
+    if not np.isfinite(moved).all():
+        raise MaskingError("FH-SECAGG-007", "the unmasked sum is not finite.")
+    return moved
