@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedhealth.cli.masking_findings import masking_findings
 from fedhealth.cli.privacy_findings import privacy_findings
 from fedhealth.config.check import Finding, check_study, in_order
 from fedhealth.config.study import Study
@@ -11,8 +12,13 @@ NOT_INSTALLED = "FH-CONFIG-010"
 
 
 def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
-    """Findings of `check_study`, of every run's strategy and of the privacy section, errors first."""
-    findings = [*check_study(study, build=build), *_strategies(study), *privacy_findings(study)]
+    """Findings of `check_study`, of every run's strategy, of privacy and of masks, errors first."""
+    findings = [
+        *check_study(study, build=build),
+        *_strategies(study),
+        *privacy_findings(study),
+        *masking_findings(study),
+    ]
     return in_order(findings)
 
 

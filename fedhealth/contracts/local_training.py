@@ -1,9 +1,9 @@
 """What a worker keeps between rounds, and what makes it: the plug-in point ``fedhealth.training``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,29 @@ class LocalSession(Protocol):
 
     def commit(self, round_number: int) -> None:
         """Make the private state of that round durable: called when the round's update is sealed."""
+        ...
+
+
+@runtime_checkable
+class GivesPatientGradients(Protocol):
+    """A session that can also give each training patient's gradient: for one global step a round.
+
+    Its method class says ``supports_patient_gradients = True``.
+    """
+
+    def patient_gradients(
+        self, vector: Vector, is_cancelled: Callable[[], bool]
+    ) -> Iterator[Vector]:
+        """Gradient of each training patient's mean loss by the shared tensors, flat on the spec.
+
+        Not clipped, so it never leaves the site; a patient whose records cannot be read is left out.
+
+        Yields:
+            (n,) float32 for each patient, in any order; maybe not finite.
+
+        Raises:
+            CancelledTrainingError: `is_cancelled()` turned true.
+        """
         ...
 
 

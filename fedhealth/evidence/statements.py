@@ -9,7 +9,7 @@ from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
 from fedhealth.errors import EvidenceError
-from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
+from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey, canonical_json
 from fedhealth.privacy.accounting.events import Event
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -301,6 +301,42 @@ def manifest_tensors(spec: TensorSpec) -> tuple[ManifestTensor, ...]:
     )
 
 
+class ShareCommitment(Statement):
+    """From a site, shown to all others: this masked vector and these sealed shares are mine, for this manifest.
+
+    `share_sha256` are the digests of the sealed shares, one for each site of the cohort, in its order.
+    """
+
+    manifest_sha256: Hex64
+    site_id: SiteId
+    vector_sha256: Hex64
+    share_sha256: Annotated[tuple[Hex64, ...], Field(min_length=1, max_length=1000)]
+
+
+class SignedShareCommitment(Statement):
+    """A commitment with its site's signature, field by field: as an envelope it would be one free string."""
+
+    said: ShareCommitment
+    key_id: Hex64
+    signature: str = Field(pattern=r"^[A-Za-z0-9+/=]{1,128}$")
+
+    @classmethod
+    def of(cls, envelope: Envelope) -> "SignedShareCommitment":
+        """From the envelope that the site signed. Raises EvidenceError FH-EVIDENCE-002."""
+        said = parse_statement(ShareCommitment, envelope.payload)
+        return cls(said=said, key_id=envelope.key_id, signature=envelope.signature)
+
+    @property
+    def envelope(self) -> Envelope:
+        """The envelope again: a statement is signed over its canonical JSON."""
+        return Envelope(
+            payload_type=ShareCommitment.payload_type(),
+            payload=canonical_json(self.said.model_dump(mode="json")).decode(),
+            key_id=self.key_id,
+            signature=self.signature,
+        )
+
+
 class Contribution(Statement):
     """A site's signed answer to one manifest: the digest of the update that goes with it, or a code.
 
@@ -321,7 +357,7 @@ class Contribution(Statement):
     train_metrics: Metrics = Field(default_factory=dict)
     evaluate_metrics: Metrics = Field(default_factory=dict)
     privacy: PrivacySpend | None = None
-    masked: Envelope | None = None
+    masked: SignedShareCommitment | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Contribution":

@@ -7,7 +7,7 @@ text, path, name or count of patients can pass, because no type in `gate.outboun
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +22,7 @@ from fedhealth.errors import GateRefusedError
 from fedhealth.gate.outbound import (
     _GATE_TOKEN,
     Cleared,
+    ClearedSum,
     OutboundAgreement,
     OutboundCode,
     OutboundKeys,
@@ -31,6 +32,9 @@ from fedhealth.gate.outbound import (
     OutboundStatus,
     OutboundUpdate,
 )
+from fedhealth.privacy.distributed.encode import add_noise, encode
+from fedhealth.privacy.distributed.plan import DistributedPlan
+from fedhealth.privacy.randomness import Randomness
 from fedhealth.privacy.update_clipping import clip_update
 
 PROTOCOL_VERSION: Final = 1
@@ -130,6 +134,71 @@ def clear_metrics(evaluate_metrics: Mapping[str, float], *, terms: ReleaseTerms)
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseTerms:
+    """Distributed noise of one round, fixed before training.
+
+    Attributes:
+        plan: clipping norm, grid, and this site's share of the noise.
+        rotation_seed: 32 public bytes, the same at all sites.
+        most_patients: the largest size that a site may have in this study.
+        randomness: of rounding and noise.
+    """
+
+    plan: DistributedPlan
+    rotation_seed: bytes
+    most_patients: int
+    randomness: Randomness = field(repr=False)
+
+
+def noise_update(cleared: Cleared, origin: NDArray[np.float32], terms: NoiseTerms) -> ClearedSum:
+    """The whole change of this site, clipped, rounded to the grid, with this site's share of the noise.
+
+    Args:
+        cleared: of `clear_update`.
+        origin: (n,) float32, the incoming model.
+        terms: unit site.
+
+    Raises:
+        GateRefusedError: FH-GATE-011 it is no update, or the plan is for patients.
+        PrivacyError: FH-PRIVACY-101 to 111, see `privacy.distributed.encode`.
+    """
+    if cleared.vector is None or terms.plan.unit != "site":
+        raise _refused("FH-GATE-011", "there is no update that this noise is for.")
+    change = np.subtract(cleared.vector, origin, dtype=np.float32)
+    return _noised(encode(change, terms.plan, terms.rotation_seed, terms.randomness), terms)
+
+
+def noise_patient_sum(gradients: Iterable[NDArray[np.float32]], terms: NoiseTerms) -> ClearedSum:
+    """The sum of patients' gradients, each clipped and rounded by itself, with this site's share of the noise.
+
+    A gradient that is not finite counts as zero: leaving the round would tell that such a patient is there.
+
+    Args:
+        gradients: (n,) float32 for each patient.
+        terms: unit patient.
+
+    Raises:
+        GateRefusedError: FH-GATE-011 the plan is for sites, FH-GATE-012 more patients than the sum has room for.
+        PrivacyError: FH-PRIVACY-101 to 111, see `privacy.distributed.encode`.
+    """
+    if terms.plan.unit != "patient":
+        raise _refused("FH-GATE-011", "this noise is not for single patients.")
+    total = np.zeros(terms.plan.padded_dimension, dtype=np.int64)
+    for number, gradient in enumerate(gradients):
+        if number >= terms.most_patients:
+            raise _refused(
+                "FH-GATE-012", "this site has more patients than the study's sums allow."
+            )
+        if np.isfinite(gradient).all():
+            total += encode(gradient, terms.plan, terms.rotation_seed, terms.randomness)
+    return _noised(total, terms)
+
+
+def _noised(total: NDArray[np.int64], terms: NoiseTerms) -> ClearedSum:
+    return ClearedSum(whole=add_noise(total, terms.plan, terms.randomness), token=_GATE_TOKEN)
+
+
 def release(cleared: Cleared) -> OutboundUpdate | OutboundMetrics:
     """Let it leave in the clear: for studies without masks, and for answers that say nothing.
 
@@ -153,12 +222,15 @@ def release(cleared: Cleared) -> OutboundUpdate | OutboundMetrics:
 
 
 def release_masked(
-    cleared: Cleared, *, mask: Callable[[Cleared], Masked], num_bytes: int
+    cleared: Cleared | ClearedSum,
+    *,
+    mask: Callable[[Cleared | ClearedSum], Masked],
+    num_bytes: int,
 ) -> OutboundMasked:
     """Let it leave under a mask only: whatever `mask` is given was cleared here, and nothing leaves beside it.
 
     Args:
-        cleared: of `clear_update` or `clear_metrics`.
+        cleared: of `clear_update`, `clear_metrics`, `noise_update` or `noise_patient_sum`.
         mask: makes the masked vector and the sealed shares.
         num_bytes: of every site's payload in this round; its size tells nothing then.
 

@@ -106,3 +106,19 @@ class Cleared:
     def __post_init__(self, token: object) -> None:
         if token is not _GATE_TOKEN:
             raise PermissionError("only fedhealth.gate clears what is masked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearedSum:
+    """A clipped, rounded and noised part of a sum, made by the gate. It leaves under a mask only.
+
+    Attributes:
+        whole: (D,) int64, in grid steps.
+    """
+
+    whole: NDArray[np.int64] = field(repr=False)
+    token: InitVar[object] = None
+
+    def __post_init__(self, token: object) -> None:
+        if token is not _GATE_TOKEN:
+            raise PermissionError("only fedhealth.gate clears what is masked")

@@ -25,25 +25,45 @@ LEAVES: Final[dict[Leaves, str]] = {
 }
 
 _PAYLOAD = "the tensors that the manifest names: trained on patients, one training event a round"
+_MASKED = (
+    "the tensors that the manifest names, weight and metrics, under masks: uniform numbers without other hospitals' "
+    "shares; then shares of those masks, sealed for each other hospital"
+)
 _METRICS = "released values on patients: a noised release, or an event without a bound"
 _ECHO = "repeats the manifest"
 _EVENT = "settings of the mechanism, from the study and the declared size"
 
 OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
-    "OutboundUpdate.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundUpdate.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundUpdate.payload": (Leaves.CHARGED, _PAYLOAD),
     "OutboundUpdate.num_elements": (Leaves.PUBLIC, "size of the model that the manifest names"),
     "OutboundUpdate.train_metrics": (Leaves.CHARGED, _METRICS),
     "OutboundUpdate.evaluate_metrics": (Leaves.CHARGED, _METRICS),
-    "OutboundMetrics.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundMetrics.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundMetrics.payload": (Leaves.PUBLIC, "empty"),
     "OutboundMetrics.evaluate_metrics": (Leaves.CHARGED, _METRICS),
-    "OutboundCode.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundMasked.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
+    "OutboundMasked.payload": (
+        Leaves.CHARGED,
+        _MASKED,
+    ),
+    "OutboundMasked.num_words": (Leaves.PUBLIC, "length of the vector, from study and manifest"),
+    "OutboundAgreement.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
+    "OutboundAgreement.payload": (Leaves.PUBLIC, "empty"),
+    "OutboundShares.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
+    "OutboundShares.payload": (
+        Leaves.CRYPTOGRAPHIC,
+        "shares of mask seeds, for the one list of survivors that the hospital accepted",
+    ),
+    "OutboundCode.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundCode.payload": (Leaves.PUBLIC, "empty"),
     "OutboundCode.code": (Leaves.CODE, "why the hospital does not contribute"),
-    "OutboundKeys.kind": (Leaves.PUBLIC, "one of five kinds"),
-    "OutboundKeys.payload": (Leaves.PUBLIC, "the signed join request, listed below"),
-    "OutboundStatus.kind": (Leaves.PUBLIC, "one of five kinds"),
+    "OutboundKeys.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
+    "OutboundKeys.payload": (
+        Leaves.PUBLIC,
+        "the signed join request, listed below; or the public key of a run's masks",
+    ),
+    "OutboundStatus.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundStatus.payload": (Leaves.PUBLIC, "version of the worker's protocol"),
     "Envelope.payload_type": (Leaves.PUBLIC, "kind of the statement"),
     "Envelope.payload": (Leaves.PUBLIC, "the statement itself, listed below"),
@@ -57,7 +77,7 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "JoinRequest.node_key_proof": (Leaves.CRYPTOGRAPHIC, "signature"),
     "JoinRequest.train_size": (
         Leaves.PUBLIC,
-        "a number that a person declares; the number of patients stays at the site",
+        "a number that a person declares; the number of patients stays at the site. Empty in a study that hides it",
     ),
     "JoinRequest.modalities": (Leaves.PUBLIC, "kinds of data that a person declares"),
     "Contribution.study_id": (Leaves.PUBLIC, _ECHO),
@@ -72,6 +92,23 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "Contribution.num_elements": (Leaves.PUBLIC, "size of the model that the manifest names, or 0"),
     "Contribution.train_metrics": (Leaves.CHARGED, _METRICS),
     "Contribution.evaluate_metrics": (Leaves.CHARGED, _METRICS),
+    "ShareCommitment.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),
+    "ShareCommitment.site_id": (Leaves.PUBLIC, "name of the hospital"),
+    "ShareCommitment.vector_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the masked vector"),
+    "ShareCommitment.share_sha256": (Leaves.CRYPTOGRAPHIC, "digests of the sealed shares"),
+    "SignedShareCommitment.key_id": (Leaves.CRYPTOGRAPHIC, "digest of the signing key"),
+    "SignedShareCommitment.signature": (Leaves.CRYPTOGRAPHIC, "signature of the commitment"),
+    "MaskKey.study_id": (Leaves.PUBLIC, "repeats the study"),
+    "MaskKey.study_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the study file"),
+    "MaskKey.run_name": (Leaves.PUBLIC, "repeats the request"),
+    "MaskKey.site_id": (Leaves.PUBLIC, "name of the hospital"),
+    "MaskKey.public_key": (Leaves.CRYPTOGRAPHIC, "public key of a run's masks, made at the site"),
+    "Agreement.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),
+    "Agreement.site_id": (Leaves.PUBLIC, "name of the hospital"),
+    "Agreement.survivors": (Leaves.PUBLIC, "the server's list of hospitals, agreed to"),
+    "Shares.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),
+    "Shares.site_id": (Leaves.PUBLIC, "name of the hospital"),
+    "Shares.shares_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the shares"),
     "PrivacySpend.delta": (Leaves.PUBLIC, "from the study, or from the declared size"),
     "PrivacySpend.clipping_norm": (Leaves.PUBLIC, "from the study"),
     "LedgerPlace.sequence": (Leaves.PUBLIC, "counts what was asked of the site, not patients"),

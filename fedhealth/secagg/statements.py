@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedhealth.evidence.signing import Envelope
-from fedhealth.evidence.statements import Hex64, RunName, SiteId, Statement
+from fedhealth.evidence.statements import Hex64, RunName, ShareCommitment, SiteId, Statement
+
+__all__ = [
+    "Agreement",
+    "KeyRequest",
+    "MaskKey",
+    "ShareCommitment",
+    "Shares",
+    "UnmaskRequest",
+]
 
 Sites = Annotated[tuple[SiteId, ...], Field(max_length=1000)]
 
@@ -25,19 +34,7 @@ class MaskKey(Statement):
     study_sha256: Hex64
     run_name: RunName
     site_id: SiteId
-    public_key: str = Field(max_length=64)
-
-
-class ShareCommitment(Statement):
-    """From a site, shown to all others: this masked vector and these sealed shares are mine, for this manifest.
-
-    `share_sha256` are the digests of the sealed shares, one for each site of the cohort, in its order.
-    """
-
-    manifest_sha256: Hex64
-    site_id: SiteId
-    vector_sha256: Hex64
-    share_sha256: Annotated[tuple[Hex64, ...], Field(min_length=1, max_length=1000)]
+    public_key: str = Field(pattern=r"^[A-Za-z0-9+/=]{1,64}$")
 
 
 class UnmaskRequest(Statement):

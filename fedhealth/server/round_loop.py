@@ -293,7 +293,7 @@ class RoundLoop:
             return
         if masked is not None:
             is_in = said.masked is not None and masked.total.add(
-                reply.site_id, said.masked, reply.payload
+                reply.site_id, said.masked.envelope, reply.payload
             )
             outcome.drop_code = None if is_in else DropCode.CONTRIBUTION_INVALID
         elif manifest.kind == "train":

@@ -15,7 +15,7 @@ from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.durable import write_atomically, write_json
-from fedhealth.errors import ConfigError, PrivacyError
+from fedhealth.errors import PrivacyError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import LedgerPlace, Manifest, PrivacySpend
 from fedhealth.privacy.accounting.accountants import compose
@@ -63,7 +63,7 @@ class SiteAccount:
         self._declared = declared
         self._plan = plan_site(study, declared)
         self._delta = account_delta(study, self._plan, declared)
-        self._sums = sums_of_study(pinned)
+        self._sums = sums_of_study(study)
         if self._plan is None and self._sums is not None:
             check_sums(
                 self._policy,
@@ -230,22 +230,13 @@ def account_delta(study: Study, plan: SitePlan | None, declared_train_size: int)
     return patient_delta(study) if study.hides_sizes else default_delta(declared_train_size)
 
 
-def sums_of_study(pinned: Pinned) -> NoisedSums | None:
+def sums_of_study(study: Study) -> NoisedSums | None:
     """What sums with distributed noise cost a patient; None without such noise.
 
     Raises:
-        ConfigError: FH-CONFIG-032 this site declares more patients than the study's sums have room for.
         PrivacyError: no noise and grid fit the study.
     """
-    study, config = pinned.study, pinned.config
     masks = study.secure_aggregation
-    if masks is not None and config.declared_train_size > masks.max_train_size:
-        raise ConfigError(
-            "FH-CONFIG-032",
-            f"declared_train_size is above secure_aggregation.max_train_size ({masks.max_train_size}) of the study.",
-            why="Sizes travel under the mask, and the sum has no room for it.",
-            fix="Declare at most that many, or ask the coordinator for a study with a larger limit.",
-        )
     if masks is None or masks.distributed_privacy is None:
         return None
     return noised_sums(study, model_sizes(study))

@@ -11,6 +11,7 @@ from fedhealth.privacy.accounting.accountants import Spend, compose
 from fedhealth.privacy.accounting.plan import default_delta, plan_site
 from fedhealth.privacy.ledger.ledger import LedgerView, read_ledger
 from fedhealth.privacy.ledger.mark import LedgerMark
+from fedhealth.site.account import account_delta, sums_of_study
 from fedhealth.site.home import SiteHome
 
 NO_WITNESS = "no server has confirmed a place of this ledger yet: whether this is its newest copy cannot be known here"
@@ -57,16 +58,20 @@ def _study(
 ) -> dict[str, Any]:
     study = studies.get(study_id)
     plan = plan_site(study, config.declared_train_size) if study else None
-    delta = plan.delta if plan else default_delta(config.declared_train_size)
+    sums = sums_of_study(study) if study else None
+    planned = plan.planned_events() if plan else () if sums is None else sums.planned
+    delta = (
+        account_delta(study, plan, config.declared_train_size)
+        if study
+        else default_delta(config.declared_train_size)
+    )
     spent = Cap(
         name=study_id,
         spend=compose(view.events(study_id), delta=delta),
         limit=config.privacy.max_epsilon_per_study,
     )
     said = _cap(spent)
-    said["planned_epsilon"] = (
-        _number(compose(plan.planned_events(), delta=delta).epsilon) if plan else None
-    )
+    said["planned_epsilon"] = _number(compose(planned, delta=delta).epsilon) if planned else None
     return said
 
 

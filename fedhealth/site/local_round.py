@@ -3,19 +3,34 @@
 Nothing here knows about sockets or Flower; `worker.py` calls it and `door.py` sends what it returns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fedhealth.contracts.codes import DropCode
-from fedhealth.contracts.local_training import LocalSession, Metrics, RoundTask, Vector
+from fedhealth.contracts.local_training import (
+    GivesPatientGradients,
+    LocalSession,
+    Metrics,
+    RoundTask,
+    Vector,
+)
+from fedhealth.errors import TrainingError
 from fedhealth.evidence.signing import Envelope
-from fedhealth.evidence.statements import Contribution, Manifest, PrivacySpend, open_statement
+from fedhealth.evidence.statements import (
+    Contribution,
+    Manifest,
+    PrivacySpend,
+    SignedShareCommitment,
+    open_statement,
+)
 from fedhealth.gate.gate import (
     ReleaseTerms,
     UpdateClip,
     clear_metrics,
     clear_update,
+    noise_patient_sum,
+    noise_update,
     release,
     release_again,
     release_code,
@@ -23,6 +38,7 @@ from fedhealth.gate.gate import (
 )
 from fedhealth.gate.outbound import (
     Cleared,
+    ClearedSum,
     Outbound,
     OutboundCode,
     OutboundMasked,
@@ -91,14 +107,24 @@ def local_round(
         is_masked=pinned.study.secure_aggregation is not None,
     )
     evaluated = incoming_metrics(session, vector, charge, account.plan)
+    noise = None if mask is None else mask.noise
+    cleared: Cleared | ClearedSum
     if manifest.kind == "evaluate":
         cleared = clear_metrics(evaluated, terms=terms)
+    elif noise is not None and noise.plan.unit == "patient":
+        cleared = noise_patient_sum(_gradients(session, vector, request.is_cancelled), noise)
     else:
         cleared = _train(session, vector, manifest, request.is_cancelled, evaluated, terms)
         session.commit(manifest.round_number)
-    outbound = release(cleared) if mask is None else _under(mask, cleared, vector)
-    commitment = None if mask is None else mask.commitment
-    answer = sign_answer(outbound, manifest, digest, pinned, charge.spend, commitment)
+        cleared = cleared if noise is None else noise_update(cleared, vector, noise)
+    answer = sign_answer(
+        _release(cleared, mask, vector),
+        manifest,
+        digest,
+        pinned,
+        charge.spend,
+        None if mask is None else mask.commitment,
+    )
     account.seal(digest, answer.contribution, answer.outbound.payload)
     return replace(answer, sealed_for=digest)
 
@@ -146,11 +172,31 @@ def _train(  # noqa: PLR0917 - the facts of one round
     )
 
 
-def _under(mask: RoundMask, cleared: Cleared, origin: Vector) -> OutboundMasked:
-    """What was cleared leaves under its mask only."""
-    return release_masked(
-        cleared, mask=lambda given: mask.mask(given, origin), num_bytes=mask.num_bytes
-    )
+def _gradients(
+    session: LocalSession, vector: Vector, is_cancelled: Callable[[], bool]
+) -> Iterator[Vector]:
+    """One global step a round: each patient's gradient at the incoming model."""
+    if not isinstance(session, GivesPatientGradients):
+        raise TrainingError(
+            "FH-TRAIN-010",
+            "the study's training method cannot give each patient's gradient.",
+            why="Distributed noise of unit patient covers sums of clipped gradients only.",
+            fix="Use training method supervised, or distributed_privacy of unit site.",
+        )
+    return session.patient_gradients(vector, is_cancelled)
+
+
+def _release(
+    cleared: Cleared | ClearedSum, mask: RoundMask | None, origin: Vector
+) -> OutboundUpdate | OutboundMetrics | OutboundMasked:
+    """Under the round's mask; as it is only where nothing is masked."""
+    if mask is not None:
+        return release_masked(
+            cleared, mask=lambda given: mask.mask(given, origin), num_bytes=mask.num_bytes
+        )
+    if isinstance(cleared, ClearedSum):  # not reachable: noise comes with a mask
+        raise PermissionError("a noised sum leaves under a mask only")
+    return release(cleared)
 
 
 def training_settings(manifest: Manifest) -> dict[str, float | int | bool]:
@@ -216,7 +262,7 @@ def sign_answer(  # noqa: PLR0917 - the facts of one answer
         attempt=manifest.attempt,
         kind=manifest.kind,
         privacy=spend,
-        masked=commitment,
+        masked=None if commitment is None else SignedShareCommitment.of(commitment),
         **_said_about(outbound),
     )
     return SignedAnswer(outbound=outbound, contribution=contribution.sign(pinned.signing_key))

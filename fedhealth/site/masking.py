@@ -17,9 +17,14 @@ from fedhealth.durable import read_json, write_json
 from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest, open_statement
-from fedhealth.gate.gate import Masked, release_agreement, release_keys, release_shares
-from fedhealth.gate.outbound import Cleared
-from fedhealth.privacy.distributed.encode import add_noise, encode
+from fedhealth.gate.gate import (
+    Masked,
+    NoiseTerms,
+    release_agreement,
+    release_keys,
+    release_shares,
+)
+from fedhealth.gate.outbound import Cleared, ClearedSum
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.secagg import fixed_point
 from fedhealth.secagg.coordinates import kept_coordinates
@@ -27,7 +32,7 @@ from fedhealth.secagg.guard import Floors, Guard
 from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_keys import RunKey
 from fedhealth.secagg.mask_stream import Words, word_type
-from fedhealth.secagg.refusals import MaskingRefusedError
+from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.round_settings import (
     distributed_plan,
     rotation_seed,
@@ -208,17 +213,35 @@ class RoundMask:
         num = len(self._manifest.cohort)
         return self.layout.num_bytes + num * sealed_size(num)
 
-    def mask(self, cleared: Cleared, origin: Vector) -> Masked:
-        """Put what was cleared under the mask: the change from `origin`, the weight, the metrics.
+    @property
+    def noise(self) -> NoiseTerms | None:
+        """Distributed noise of this round; None without."""
+        masks = self._pinned.study.secure_aggregation
+        if self._plan is None or masks is None:
+            return None
+        return NoiseTerms(
+            plan=self._plan,
+            rotation_seed=rotation_seed(self._envelope.payload_digest),
+            most_patients=masks.max_train_size,
+            randomness=Randomness.from_os(),
+        )
+
+    def mask(self, cleared: Cleared | ClearedSum, origin: Vector) -> Masked:
+        """Put what was cleared under the mask: a noised sum as it is, or the change, the weight and the metrics.
 
         Raises:
-            MaskingError: it does not fit the layout, or this mask was used before.
+            MaskingError: it does not fit the layout.
+            PermissionError: this mask was used before.
         """
         if self.commitment is not None:
             raise PermissionError(
                 "a mask is used once: two vectors under it would show their difference"
             )
-        words = self._words(cleared, origin)
+        words = (
+            self._noised_words(cleared)
+            if isinstance(cleared, ClearedSum)
+            else self._words(cleared, origin)
+        )
         masked = self._site.mask(words, self.layout.modulus_bits)
         write_json(
             self._state,
@@ -230,20 +253,21 @@ class RoundMask:
         self.commitment = masked.commitment
         return Masked(payload=masked.payload, num_words=self.layout.num_words)
 
+    def _noised_words(self, cleared: ClearedSum) -> Words:
+        if self._plan is None or cleared.whole.size != self.layout.num_words:
+            raise MaskingError("FH-SECAGG-006", "a noised sum does not fit the round's layout.")
+        kind = word_type(self.layout.modulus_bits)
+        words: Words = cleared.whole.view(np.uint64).astype(kind)  # type: ignore[assignment]  # one of the two kinds
+        return words
+
     def _words(self, cleared: Cleared, origin: Vector) -> Words:
+        masking = self._manifest.masking
+        if self._plan is not None or masking is None:
+            raise MaskingError("FH-SECAGG-006", "the round masks noised sums only.")
         change = np.empty(0, dtype=np.float32)
         if cleared.vector is not None:
             change = np.subtract(cleared.vector, origin, dtype=np.float32)
-        randomness = Randomness.from_os()
-        digest = self._envelope.payload_digest
-        if self._plan is not None:
-            whole = encode(change, self._plan, rotation_seed(digest), randomness)
-            whole = add_noise(whole, self._plan, randomness)
-            kind = word_type(self.layout.modulus_bits)
-            return whole.view(np.uint64).astype(kind, copy=False)  # type: ignore[return-value]  # one of the two kinds
-        masking = self._manifest.masking
-        if cleared.vector is not None and masking is not None:
-            kept = kept_coordinates(digest, change.size, masking.kept_share)
+            kept = kept_coordinates(self._envelope.payload_digest, change.size, masking.kept_share)
             change = change if kept is None else change[kept]
         study = self._pinned.study
         by_size = weighs_by_size(study, study.run(self._manifest.run_name))
@@ -255,7 +279,7 @@ class RoundMask:
                 evaluate_metrics=cleared.evaluate_metrics,
             ),
             self.layout,
-            randomness,
+            Randomness.from_os(),
         )
 
 

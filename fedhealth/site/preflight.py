@@ -6,8 +6,11 @@ from fedhealth.config.load import load_site, load_study
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
 from fedhealth.data.check import check_cohort
+from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.plan import plan_site
-from fedhealth.privacy.policy import check_plan
+from fedhealth.privacy.policy import check_plan, check_sums
+from fedhealth.secagg.site_rules import check_site_rules
+from fedhealth.site.account import account_delta, sums_of_study
 from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import site_package
 
@@ -22,6 +25,7 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
         ConfigError: site.yaml is wrong or its package is not installed.
         UsageError: which study is not clear.
         PrivacyError: the study asks for more than this site's policy allows.
+        GateRefusedError: FH-SECAGG-011 to 013 the study masks less than this site asks for.
     """
     chosen = home.choose_study(study_id)
     config = load_site(home.config_path)
@@ -57,7 +61,20 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
 
 def _privacy(config: SiteConfig, study: Study) -> list[str]:
     """What this site's own policy says about the study, before anybody is asked to admit the site."""
-    plan = plan_site(study, config.declared_train_size)
+    check_site_rules(study, config)
+    plan, sums = plan_site(study, config.declared_train_size), sums_of_study(study)
+    if plan is None and sums is not None:
+        delta = account_delta(study, plan, config.declared_train_size)
+        check_sums(
+            config.privacy,
+            sums.planned,
+            delta=delta,
+            noise_multiplier=sums.noise_multiplier,
+            clipping_norm=sums.clipping_norm,
+        )
+        epsilon = compose(sums.planned, delta=delta).epsilon
+        said = f"epsilon {epsilon:.3g} (delta {delta:.2g}), as long as enough of them are honest."
+        return [f"the study hides a patient behind noise of all sites together: {said}"]
     check_plan(config.privacy, plan, declared_train_size=config.declared_train_size)
     if plan is None:
         return [

@@ -31,6 +31,7 @@ from fedhealth.errors import (
 from fedhealth.evidence.journal import Journal
 from fedhealth.gate.gate import refusal_code, release_code, release_status
 from fedhealth.privacy.policy import check_patients
+from fedhealth.secagg.site_rules import check_site_rules
 from fedhealth.site.account import SiteAccount
 from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.door import send_answer, send_unsigned
@@ -69,7 +70,9 @@ class Worker:
         Raises:
             SiteDataError, ConfigError: see `Sessions.open`.
             PrivacyError: fewer training patients than this site's policy wants.
+            GateRefusedError: FH-SECAGG-011 to 013 the study masks less than this site asks for.
         """
+        check_site_rules(self._pinned.study, self._pinned.config)
         if self._pinned.config.privacy.min_patients > 1:
             check_patients(self._pinned.config.privacy, self._sessions.num_training_patients())
         self._sessions.open(self._pinned.study.runs[0].name)

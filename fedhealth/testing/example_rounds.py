@@ -15,6 +15,7 @@ from fedhealth.privacy.accounting.events import (
     merge_events,
 )
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.report.masking_facts import MaskingFact
 from fedhealth.report.privacy import site_fact, site_level_fact
 from fedhealth.report.privacy_facts import PatientPrivacyFact
 from fedhealth.report.record import (
@@ -173,6 +174,47 @@ def run_with_site_level(num_sites: int) -> list[RoundRecord]:
     return rounds
 
 
+def masked_run() -> list[RoundRecord]:
+    """`run_without_privacy` under masks: the server knows sums, and no size, metric or update of one hospital."""
+    return [_masked(record) for record in run_without_privacy()]
+
+
+def _masked(record: RoundRecord) -> RoundRecord:
+    hidden: dict[str, Any] = {
+        "declared_train_size": None,
+        "train_metrics": {},
+        "evaluate_metrics": {},
+    }
+    sites = tuple(
+        SiteFact(**{name: getattr(one, name) for name in SiteFact.model_fields} | hidden)
+        for one in record.sites
+    )
+    invited = [one for one in sites if one.status is not SiteStatus.NOT_INVITED]
+    survivors = tuple(one.site_id for one in sites if one.status is SiteStatus.CONTRIBUTED)
+    is_whole = len(survivors) == len(invited)
+    masking = MaskingFact(
+        is_masked=True,
+        hides_sizes=True,
+        threshold=len(invited) // 2 + 1,
+        min_survivors=2,
+        modulus_bits=31,
+        value_range=1.0,
+        survivors=survivors,
+        agreed=0 if is_whole or not survivors else 3,
+        unmasked_by=survivors[:3],
+        unmask_trips=(1 if is_whole else 2) if survivors else 0,
+        total_weight=sum(SITES[site_id] for site_id in survivors) or None,
+        num_cut=17 if survivors else None,
+    )
+    return _changed(
+        record,
+        sites=sites,
+        masking=masking,
+        aggregate_train_metrics=record.aggregate_train_metrics,
+        aggregate_evaluate_metrics=record.aggregate_evaluate_metrics,
+    )
+
+
 def _absent(number: int) -> SiteFact:
     site_id = f"regional-{number:02d}"
     return SiteFact(
@@ -281,5 +323,5 @@ def _with_account(fact: SiteFact, so_far: Sequence[RoundRecord], *, is_private: 
 def _changed(record: RoundRecord, **values: Any) -> RoundRecord:  # noqa: ANN401 - fields of a record
     """The record with other values, checked anew."""
     fields = {name: getattr(record, name) for name in RoundRecord.model_fields} | values
-    fields["not_evidenced"] = unevidenced(fields["sites"], fields["site_level"])
+    fields["not_evidenced"] = unevidenced(fields["sites"], fields["site_level"], fields["masking"])
     return RoundRecord(**fields)

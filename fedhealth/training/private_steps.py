@@ -145,7 +145,7 @@ def _run_steps(
         for _ in range(mechanism.num_steps):
             stop_if(plan.is_cancelled)
             # For Dropout layers. torch keeps 32 bits of a seed, so no seed serves more than one step.
-            torch.manual_seed(_secret_seed(randomness))
+            torch.manual_seed(secret_seed(randomness))
             gradient_sum.clear()
             chosen = randomness.bernoulli(dataset.num_patients, mechanism.sampling_rate)
             num_left_out += _add_patients(step, gradient_sum, np.flatnonzero(chosen))
@@ -166,13 +166,13 @@ def _run_steps(
 def _add_patients(step: _Step, gradient_sum: GradientSum, chosen: NDArray[np.intp]) -> int:
     num_left_out = 0
     for part in _micro_batches(step, chosen):
-        loaded, num_unreadable = _load(step.dataset, part)
+        loaded, num_unreadable = load_readable(step.dataset, part)
         num_left_out += num_unreadable
         if loaded is None:
             continue
         batch, owners = loaded
         batch = drop_modalities(
-            batch, step.config.modality_dropout, partial(_secret_scores, step.randomness)
+            batch, step.config.modality_dropout, partial(secret_scores, step.randomness)
         ).to(step.learner.device)
         num_left_out += step.gradients.add_to(
             gradient_sum.by_name,
@@ -191,7 +191,7 @@ def _micro_batches(step: _Step, chosen: NDArray[np.intp]) -> Iterator[NDArray[np
     yield from (part for part in np.array_split(chosen, num_parts) if part.size)
 
 
-def _load(
+def load_readable(
     dataset: PatientDataset, patients: NDArray[np.intp]
 ) -> tuple[tuple[Batch, Tensor] | None, int]:
     """Records and owners of those patients whose files can be read, and how many cannot.
@@ -217,12 +217,13 @@ def _is_readable(dataset: PatientDataset, patient: int) -> bool:
     return True
 
 
-def _secret_scores(randomness: Randomness, num_rows: int, num_columns: int) -> Tensor:
+def secret_scores(randomness: Randomness, num_rows: int, num_columns: int) -> Tensor:
     """Uniform on [0, 1), 24 bits each: as many as float32 holds."""
     words = randomness.uniform_bits(num_rows * num_columns) >> np.uint64(40)
     scores = words.astype(np.float32) * np.float32(2.0**-24)
     return torch.from_numpy(scores.reshape(num_rows, num_columns))
 
 
-def _secret_seed(randomness: Randomness) -> int:
+def secret_seed(randomness: Randomness) -> int:
+    """A seed for torch that nobody can guess."""
     return int(randomness.uniform_bits(1)[0] >> np.uint64(1))

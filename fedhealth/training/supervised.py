@@ -7,7 +7,7 @@ half does not hold: who is in a step and what the noise is are secret, and new e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,7 @@ from fedhealth.privacy.randomness import Randomness
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.learner import Learner, dump, load, spec_of
 from fedhealth.training.local_steps import StepPlan, run_steps
+from fedhealth.training.patient_gradients import flat_patient_gradients
 from fedhealth.training.patient_values import patient_values
 from fedhealth.training.private_head import HeadStore, Tensors
 from fedhealth.training.private_steps import clipped_gradients, run_private_steps
@@ -60,6 +61,7 @@ class SupervisedTraining:
     """A `TrainingMethod`: the study's model, task and optimiser on the site's training patients."""
 
     supports_patient_privacy = True
+    supports_patient_gradients = True
 
     def initial_tensors(self, study: "Study", run: "RunPlan") -> dict[str, Vector]:
         """The shared parameters of round 1, by name: a pure function of study and run.
@@ -70,7 +72,7 @@ class SupervisedTraining:
         """
         supervised_options(study)
         learner = Learner(study, run)
-        if study.privacy is not None:
+        if protects_patients(study):
             check_rows_are_independent(learner.model, learner.contract)
         return dump(learner.shared)
 
@@ -96,7 +98,7 @@ class SupervisedSession:
         self._study, self._run, self._site_id = study, run, site.site_id
         self._batch_size = options.evaluation_batch_size
         self._learner = Learner(study, run, device=site.device)
-        if study.privacy is not None:
+        if protects_patients(study):
             check_rows_are_independent(self._learner.model, self._learner.contract)
         self._spec = spec_of(self._learner.shared)
         _check_spec(spec, self._spec)
@@ -205,6 +207,25 @@ class SupervisedSession:
             generator=self._randomness.generator,
         )
 
+    def patient_gradients(
+        self, vector: Vector, is_cancelled: Callable[[], bool]
+    ) -> Iterator[Vector]:
+        """Each training patient's gradient at the incoming shared tensors; see `GivesPatientGradients`.
+
+        Raises:
+            AggregationError: FH-TENSOR-003 the vector is not on the spec.
+            CancelledTrainingError: FH-TRAIN-001 `is_cancelled()` turned true.
+        """
+        self._load(vector, self._head)
+        yield from flat_patient_gradients(
+            self._learner,
+            self._train,
+            self._spec,
+            modality_dropout=self._study.training.modality_dropout,
+            randomness=self._randomness,
+            is_cancelled=is_cancelled,
+        )
+
     def commit(self, round_number: int) -> None:
         """Make the private head of the last `train` durable, as that of `round_number`.
 
@@ -231,6 +252,13 @@ class SupervisedSession:
     def _load(self, vector: Vector, head: Tensors) -> None:
         load(self._learner.shared, self._spec.unflatten(vector))
         load(self._learner.private, head)
+
+
+def protects_patients(study: "Study") -> bool:
+    """Whether one patient's gradient is clipped by itself: the model may then not mix patients."""
+    masks = study.secure_aggregation
+    noise = None if masks is None else masks.distributed_privacy
+    return study.privacy is not None or (noise is not None and noise.unit == "patient")
 
 
 def supervised_options(study: "Study") -> SupervisedOptions:

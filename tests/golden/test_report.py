@@ -1,4 +1,4 @@
-"""The report of the example run, byte for byte.
+"""The reports of the example runs, byte for byte.
 
 After a wanted change: ``FEDHEALTH_UPDATE_GOLDEN=1 pytest tests/golden/test_report.py``, and look at the pages.
 """
@@ -9,25 +9,23 @@ from pathlib import Path
 import pytest
 
 from fedhealth.report.write import write_round
-from fedhealth.testing.example_rounds import example_run
+from fedhealth.testing.example_rounds import example_run, masked_run
 
-GOLDEN = Path(__file__).parent / "report"
+GOLDEN = Path(__file__).parent
 TITLE = "Heart failure after infarction: imaging and records"
+RUNS = {"report": example_run, "masked": masked_run}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reports")
-    for record in example_run():
-        write_round(folder, record, study_title=TITLE)
+@pytest.mark.parametrize("name", RUNS)
+def test_same_records_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    for record in RUNS[name]():
+        write_round(tmp_path, record, study_title=TITLE)
+    golden = GOLDEN / name
     if os.environ.get("FEDHEALTH_UPDATE_GOLDEN") == "1":
-        for path in folder.iterdir():
-            (GOLDEN / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
-def test_same_records_give_the_same_bytes(written: Path) -> None:
-    new = {path.name: path.read_bytes() for path in written.iterdir()}
-    old = {path.name: path.read_bytes() for path in GOLDEN.iterdir()}
+        golden.mkdir(exist_ok=True)
+        for path in tmp_path.iterdir():
+            (golden / path.name).write_bytes(path.read_bytes())
+    new = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    old = {path.name: path.read_bytes() for path in golden.iterdir()}
     assert set(new) == set(old)
     assert [name for name in new if new[name] != old[name]] == []

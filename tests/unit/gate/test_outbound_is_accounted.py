@@ -12,8 +12,17 @@ from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Contribution, JoinRequest
 from fedhealth.gate.outbound import Outbound
 from fedhealth.report.outbound import LEAVES, OUTBOUND, Leaves
+from fedhealth.secagg.statements import Agreement, MaskKey, Shares
 
-STATEMENTS: tuple[type[BaseModel], ...] = (Envelope, JoinRequest, Contribution)
+STATEMENTS: tuple[type[BaseModel], ...] = (
+    Envelope,
+    JoinRequest,
+    Contribution,
+    MaskKey,
+    Agreement,
+    Shares,
+)
+CHARGED_PAYLOADS = {"OutboundUpdate.payload", "OutboundMasked.payload"}
 
 
 def leaves(model: type) -> Iterator[tuple[str, Any]]:
@@ -99,7 +108,7 @@ def test_what_is_computed_from_patients_is_charged() -> None:
     computed = {
         path
         for path, annotation in everything().items()
-        if "metrics" in path or (path == "OutboundUpdate.payload" and annotation)
+        if "metrics" in path or (path in CHARGED_PAYLOADS and annotation)
     }
     assert {path for path, (kind, _) in OUTBOUND.items() if kind is Leaves.CHARGED} == computed
 

@@ -1,0 +1,102 @@
+"""What `fedhealth study check` says about a study's secure aggregation."""
+
+from collections.abc import Iterator, Mapping
+
+from fedhealth import plugins
+from fedhealth.config.check import Finding
+from fedhealth.config.study import Study
+from fedhealth.errors import ConfigError, FedHealthError
+from fedhealth.secagg.layout import MaskedLayout, TailLayout
+from fedhealth.secagg.quorum import least_threshold
+from fedhealth.secagg.refusals import MaskingError
+from fedhealth.secagg.round_settings import distributed_plan, least_survivors, weighs_by_size
+
+
+def masking_findings(study: Study) -> Iterator[Finding]:
+    """Errors, warnings and notes on `study.secure_aggregation`."""
+    masks = study.secure_aggregation
+    if masks is None:
+        text = "the server sees every site's own update. Write a section secure_aggregation where it must not."
+        yield Finding(level="note", code="FH-SECAGG-020", text=text)
+        return
+    least = least_survivors(study, masks)
+    if masks.distributed_privacy is None:
+        for run in study.runs:
+            weight = masks.max_train_size if weighs_by_size(study, run) else 1
+            try:
+                layout = MaskedLayout(
+                    num_sites=least,
+                    num_values=1000,
+                    levels=2 ** (masks.bits - 1) - 1,
+                    value_range=masks.value_range,
+                    max_weight=weight,
+                    tail=TailLayout(train_metrics=(), evaluate_metrics=()),
+                )
+            except MaskingError as error:
+                text = f"runs.{run.name}: {error.what} {error.why} {error.fix}"
+                yield Finding(level="error", code=error.code, text=text)
+                continue
+            text = (
+                f"runs.{run.name}: with {least} sites a masked value takes {layout.modulus_bits} bits "
+                f"({layout.modulus_bits / 8:.2f} bytes a parameter, 4 without masks), in steps of {layout.step:.2g}; "
+                f"{least_threshold(least, masks.colluding)} sites' shares remove the masks."
+            )
+            yield Finding(level="note", code="FH-SECAGG-021", text=text)
+    if least_threshold(least, masks.colluding) > least:
+        text = (
+            f"secure_aggregation.colluding is {masks.colluding}: with {least} sites no threshold holds against that "
+            "many. Raise min_survivors, or lower it."
+        )
+        yield Finding(level="error", code="FH-SECAGG-022", text=text)
+    yield from _noise(study)
+
+
+def _noise(study: Study) -> Iterator[Finding]:
+    """Whether a grid and noise exist for each run's model; a model that cannot be built here is told elsewhere."""
+    masks = study.secure_aggregation
+    noise = None if masks is None else masks.distributed_privacy
+    if masks is None or noise is None:
+        return
+    if noise.unit == "site" and study.privacy is not None:
+        text = (
+            "distributed_privacy hides a whole site in the sum, and privacy hides each patient at the site: a "
+            "patient's account counts the local noise only."
+        )
+        yield Finding(level="note", code="FH-SECAGG-023", text=text)
+    if noise.unit == "patient" and not _gives_gradients(study):
+        text = (
+            f"training {study.training.name} cannot give each patient's gradient, which distributed_privacy of unit "
+            "patient adds up. Use supervised, or unit site."
+        )
+        yield Finding(level="error", code="FH-SECAGG-025", text=text)
+    for run, size in _sizes(study).items():
+        try:
+            plan = distributed_plan(study, size)
+        except FedHealthError as error:
+            text = f"runs.{run}: {error.what} {error.why} {error.fix}"
+            yield Finding(level="error", code=error.code, text=text)
+            continue
+        if plan is not None:
+            text = (
+                f"runs.{run}: noise multiplier {plan.noise_multiplier:g} over the {plan.num_honest} sites that are "
+                f"honest at least; each coordinate of the mean gets noise of {plan.noise_std / plan.num_sites:.2g}, in "
+                f"clipping norms {plan.noise_std / plan.num_sites / plan.clipping_norm:.2g}."
+            )
+            yield Finding(level="note", code="FH-SECAGG-024", text=text)
+
+
+def _gives_gradients(study: Study) -> bool:
+    try:
+        method = plugins.load("fedhealth.training", study.training.name)
+    except ConfigError:
+        return True  # that it is not installed is told elsewhere
+    return bool(getattr(method, "supports_patient_gradients", False))
+
+
+def _sizes(study: Study) -> Mapping[str, int]:
+    from fedhealth.site.sessions import model_sizes
+
+    try:
+        return model_sizes(study)
+    except (ConfigError, ImportError):
+        return {}
