@@ -13,10 +13,16 @@ from fedhealth.config.load import study_digest
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes, vector_digest
 from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import CohortMember, Manifest, RoundPrivacy, manifest_tensors
-from fedhealth.server.enrolment import admit, init_server
+from fedhealth.server.enrolment import admit, init_server, issue_roster
 from fedhealth.server.home import ServerHome
 from fedhealth.server.roster import RosterLine, read_roster
-from fedhealth.site.enrolment import SiteSettings, init_site, join
+from fedhealth.site.enrolment import (
+    SiteSettings,
+    init_site,
+    join,
+    pin_roster,
+    read_roster_file,
+)
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.sessions import load_training_method
 
@@ -81,6 +87,12 @@ class Consortium:
         admission = admit(self.server, self.request(site_id, train_size)).admission_path
         join(self.sites[site_id], admission)
         return self.sites[site_id]
+
+    def pin_everywhere(self) -> None:
+        """The roster goes to every site, which pins it."""
+        path = issue_roster(self.server, self.root / "roster.json").path
+        for home in self.sites.values():
+            pin_roster(home, read_roster_file(home, path))
 
     def pinned(self, site_id: str) -> Pinned:
         return load_pinned(self.sites[site_id], str(self.content["id"]))
@@ -150,6 +162,8 @@ def new_consortium(tmp_path: Path) -> Any:
         made = Consortium(root=tmp_path / name, content=content or study_content())
         for number, site_id in enumerate(site_ids, start=1):
             made.enrol(site_id, 10 * number)
+        if "secure_aggregation" in made.content:
+            made.pin_everywhere()
         return made
 
     return make
