@@ -16,6 +16,7 @@ NUM_FIRST, NUM_SECOND = 40, 60
 class Scripted:
     """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_round`."""
 
+    supports_patient_gradients = True
     supports_patient_privacy = True  # with option `carries_out`, it also claims to have done it
 
     def initial_tensors(self, study: Any, run: Any) -> dict[str, Vector]:
@@ -54,6 +55,11 @@ class Session:
         return LocalUpdate(
             tensors=tensors, metrics={}, mechanism=task.mechanism, generator="chacha20"
         )
+
+    def patient_gradients(self, vector: Vector, is_cancelled: Any) -> Any:
+        """`num_patients` times the same gradient, `step` in every coordinate."""
+        for _ in range(int(self._options.get("num_patients", 5))):
+            yield np.full(vector.size, float(self._options.get("step", 1.0)), dtype=np.float32)
 
     def patient_metrics(self, vector: Vector) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         return {"accuracy": np.ones(5), "brier": np.full(5, 0.2), "log_loss": np.full(5, 0.5)}

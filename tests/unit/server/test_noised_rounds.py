@@ -1,0 +1,153 @@
+"""Distributed noise under the masks, in whole rounds in memory: of sites, and of single patients."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedhealth.evidence.statements import Contribution, open_statement
+from fedhealth.privacy.accounting.accountants import compose
+from fedhealth.privacy.accounting.events import DistributedSkellam
+from fedhealth.server.records import round_record
+
+from .masked import Sites, loop_of, masked_content, run
+
+FIVE = ("site-1", "site-2", "site-3", "site-4", "site-5")
+NOISE: dict[str, Any] = {
+    "unit": "site",
+    "num_sites": 5,
+    "clipping_norm": 1.0,
+    "noise_multiplier": 0.5,
+    "modulus_bits": 24,
+}
+
+
+def noised(new_consortium: Any, *, patients: bool = False, **changes: Any) -> Sites:
+    content = masked_content({"distributed_privacy": NOISE | changes})
+    if patients:
+        content["training"]["options"] = {"step": 0.5, "num_patients": 7}
+    return Sites(new_consortium(*FIVE, content=content))
+
+
+def test_the_model_moves_by_the_clipped_mean_and_noise_of_the_planned_size(
+    new_consortium: Any,
+) -> None:
+    sites = noised(new_consortium)
+    loop, _, start = loop_of(sites)
+    outcome, after = loop._train_round(start, 1)
+    # Every site moves all 100 values by the same amount: clipped to norm 1, that is 0.1 each.
+    plan_std = 0.5 * 1.0 / 5 * np.sqrt(5 / 3)  # five shares, each sized for three honest sites
+    assert abs(after.vector.mean() - 0.1) < 6 * plan_std / 10 + 0.01
+    assert 0.5 * plan_std < after.vector.std() < 2 * plan_std
+    assert outcome.total is not None and outcome.total.num_cut is None
+    assert outcome.total.train_metrics == {} and outcome.total.evaluate_metrics == {}
+
+
+def test_nothing_but_the_noised_vector_is_in_the_mask(new_consortium: Any) -> None:
+    sites = noised(new_consortium)
+    loop, _, start = loop_of(sites)
+    outcome, _ = loop._train_round(start, 1)
+    assert outcome.masked is not None
+    assert outcome.masked.layout.tail is None
+    assert outcome.masked.layout.num_words == 128  # 100 values, filled up to a power of two
+
+
+def test_the_sum_is_on_the_account_of_sites_and_of_patients(new_consortium: Any) -> None:
+    sites = noised(new_consortium)
+    _, rounds = run(sites)
+    study = sites.consortium.server.require()[0]
+    records = [round_record(one, study.runs[0], sites.roster(), {}) for one in rounds]
+    last = records[2]
+    assert last.site_level is not None and last.site_level.mechanism == "distributed-skellam"
+    (event,) = last.site_level.run_events
+    assert isinstance(event, DistributedSkellam) and event.steps == 3 and event.num_honest == 3
+    assert last.site_level.epsilon is not None
+    for site in last.sites:
+        assert site.privacy is not None and site.privacy.is_bounded
+        (own,) = site.privacy.study_events
+        assert isinstance(own, DistributedSkellam) and own.unit == "patient" and own.steps == 3
+        assert own.l2_sensitivity == 2 * event.l2_sensitivity
+    closing = records[-1]
+    assert closing.aggregate_evaluate_metrics == {} and closing.status == "complete"
+    assert closing.masking is not None and not closing.masking.is_masked
+
+
+def test_a_server_that_asks_for_more_sums_than_planned_gets_none(new_consortium: Any) -> None:
+    sites = noised(new_consortium)
+    loop, _, start = loop_of(sites)
+    for attempt in range(1, 4):
+        outcome, _ = loop._train_round(start, attempt)
+        assert outcome.status == "complete"
+    outcome, _ = loop._train_round(start, 4)
+    assert outcome.status == "void"
+    codes = {site.drop_code.value for site in outcome.sites if site.drop_code}
+    assert codes == {"privacy_budget"}
+
+
+def test_the_account_of_noised_sums_survives_a_restart_of_the_server(new_consortium: Any) -> None:
+    sites = noised(new_consortium)
+    loop, _, start = loop_of(sites)
+    _, after = loop._train_round(start, 1)
+    again, notes, stored = loop_of(sites)
+    assert stored.round_number == after.round_number == 1
+    again.run_all(stored)
+    counted = [
+        one.aggregate.site_level_so_far for one in notes.closed_rounds if one.aggregate is not None
+    ]
+    assert [len(one) for one in counted] == [2, 3]
+
+
+@pytest.mark.parametrize("target", [2.0, 8.0])
+def test_a_target_epsilon_is_kept_over_the_whole_run(new_consortium: Any, target: float) -> None:
+    sites = noised(
+        new_consortium, noise_multiplier=None, target_epsilon=target, delta=1e-3, num_sites=5
+    )
+    _, rounds = run(sites)
+    release = rounds[2].aggregate
+    assert release is not None
+    from fedhealth.privacy.accounting.site_level import site_level_events
+
+    spent = compose(site_level_events(release.site_level_so_far), delta=1e-3)
+    assert 0.9 * target <= spent.epsilon <= target
+
+
+def test_patients_gradients_make_one_global_step(new_consortium: Any) -> None:
+    sites = noised(
+        new_consortium,
+        patients=True,
+        unit="patient",
+        num_patients=35,
+        noise_multiplier=1.0,
+        clipping_norm=1.0,
+    )
+    study = sites.consortium.server.require()[0]
+    loop, _, start = loop_of(sites)
+    outcome, after = loop._train_round(start, 1)
+    assert outcome.status == "complete"
+    rate = study.training.optimizer.learning_rate
+    # Each of 35 patients has the same gradient, of norm 1 after clipping: 0.1 in every coordinate.
+    noise = rate * 1.0 / 35 * np.sqrt(5 / 3)
+    assert abs(after.vector.mean() + rate * 0.1) < 6 * noise / 10 + 1e-4
+    assert 0.5 * noise < after.vector.std() < 2 * noise
+    record = round_record(outcome, study.runs[0], sites.roster(), {})
+    assert record.site_level is None
+    for site in record.sites:
+        assert site.privacy is not None and site.privacy.is_bounded
+        (own,) = site.privacy.study_events
+        assert isinstance(own, DistributedSkellam) and own.unit == "patient"
+
+
+def test_what_sites_sign_about_their_patients_does_not_tell_their_size(new_consortium: Any) -> None:
+    sites = noised(new_consortium)
+    loop, _, start = loop_of(sites)
+    outcome, _ = loop._train_round(start, 1)
+    said = {
+        open_statement(
+            Contribution, one.envelope, sites.consortium.site_key(one.line.entry.site_id).public
+        )
+        .privacy.model_copy(update={"ledger": None})
+        .model_dump_json()  # type: ignore[union-attr]
+        for one in outcome.sites
+        if one.envelope is not None
+    }
+    assert len(said) == 1
