@@ -3,9 +3,11 @@
 import itertools
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedhealth.secagg.refusals import MaskingError
 from fedhealth.secagg.shamir import PRIME, SEED_BYTES, SHARE_BYTES, combine, split
@@ -118,6 +120,16 @@ def test_shares_of_one_seed_differ_every_time() -> None:
     seed = os.urandom(SEED_BYTES)
     seen = {split(seed, threshold=2, num_shares=3)[0] for _ in range(50)}
     assert len(seen) == 50
+
+
+def test_the_coefficients_that_hide_a_seed_are_uniform_below_the_prime() -> None:
+    counts = np.zeros((2, 16), dtype=int)
+    for _ in range(2000):
+        values = [int.from_bytes(s, "big") for s in split(bytes(32), threshold=3, num_shares=3)]
+        for power, coefficient in enumerate(solve([1, 2, 3], values)[1:]):
+            counts[power][min(15, coefficient >> 252)] += 1
+    # Of the highest four bits; by chance a correct split fails once in ten million.
+    assert min(stats.chisquare(row).pvalue for row in counts) > 1e-7
 
 
 @given(seeds, st.data())
