@@ -56,9 +56,11 @@ def test_the_record_shows_sums_and_no_site_of_its_own(finished: Federation) -> N
     assert [record.status for record in records] == ["complete"] * 3
     for record in records:
         masking = record.masking
-        assert masking is not None and masking.is_masked
+        assert masking is not None
+        assert masking.is_masked
         assert masking.survivors == ("hospital-1", "hospital-2", "hospital-3")
-        assert masking.unmask_trips == 1 and len(masking.unmasked_by) >= masking.threshold == 2
+        assert masking.unmask_trips == 1
+        assert len(masking.unmasked_by) >= masking.threshold == 2
         assert masking.total_weight == 60
         assert all(site.declared_train_size is None for site in record.sites)
         assert not any(site.evaluate_metrics or site.train_metrics for site in record.sites)
@@ -91,7 +93,8 @@ def test_a_site_that_fails_before_masking_is_survived_by_five(
     assert federation.run_to_the_end() == 0, federation.output("server")
     first = federation.records()[0]
     assert first.masking is not None
-    assert first.masking.unmask_trips == 2 and first.masking.agreed >= first.masking.threshold == 3
+    assert first.masking.unmask_trips == 2
+    assert first.masking.agreed >= first.masking.threshold == 3
     assert first.masking.survivors == ("hospital-1", "hospital-3", "hospital-4", "hospital-5")
     assert outcome(first)["hospital-2"] == "non_finite"
     expected = weighted_mean({1: 10, 3: 30, 4: 40, 5: 50})
@@ -107,5 +110,6 @@ def test_a_round_of_three_with_a_drop_out_is_void_and_keeps_the_model(
     (record,) = federation.records()
     assert record.void_reason is VoidReason.MINIMUM_COHORT
     assert record.model_in_sha256 == record.model_out_sha256
-    assert record.masking is not None and record.masking.unmasked_by == ()
+    assert record.masking is not None
+    assert record.masking.unmasked_by == ()
     assert record.count(SiteStatus.UNUSED) == 2

@@ -76,9 +76,9 @@ class DistributedSkellam(ClosedEvent):
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampler: Literal["none", "poisson"] = "none"
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
-    l1_sensitivity: float = Field(ge=1, le=1e24)
+    l1_sensitivity: float = Field(ge=1, le=1e18)
     l2_sensitivity: float = Field(ge=1, le=1e12)
-    variance: float = Field(gt=0, le=1e30)
+    variance: float = Field(gt=0, le=1e18)
     num_honest: int = Field(ge=1, le=10**9)
     steps: int = Field(ge=1, le=10**9)
     population: Population

@@ -225,13 +225,14 @@ def test_both_units_stand_side_by_side_and_are_not_added() -> None:
 
 def test_every_code_of_the_section_has_its_words() -> None:
     from fedhealth.privacy.accounting.events import (
+        DistributedSkellam,
         GaussianRelease,
         PoissonSubsampledGaussian,
         UnboundedRelease,
     )
     from fedhealth.report.privacy_facts import Adjacency, CompositionScope, Sampler
 
-    kinds = (PoissonSubsampledGaussian, GaussianRelease, UnboundedRelease)
+    kinds = (PoissonSubsampledGaussian, GaussianRelease, DistributedSkellam, UnboundedRelease)
     assert set(wording.EVENT) == {kind.model_fields["kind"].default for kind in kinds}
     assert set(wording.SCOPE) == set(CompositionScope)
     assert set(wording.SAMPLER) == set(Sampler.__args__)

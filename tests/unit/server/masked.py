@@ -1,4 +1,5 @@
 """Masked rounds without a network: the real round loop, and what each site's worker really does with a message."""
+# ruff: noqa: ARG002 - the shapes of RoundTransport and RunRecorder are given
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

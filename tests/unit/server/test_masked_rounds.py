@@ -42,7 +42,8 @@ def test_a_whole_run_gives_the_weighted_means(five: Sites) -> None:
     assert [r.status for r in rounds] == ["complete"] * 4
     assert [r.masked.unmask_trips for r in rounds if r.masked] == [1] * 4
     closing = rounds[-1].total
-    assert closing is not None and closing.vector is None
+    assert closing is not None
+    assert closing.vector is None
     auc = sum((0.5 + 0.01 * n) * 10 * n for n in range(1, 6)) / 150
     assert closing.evaluate_metrics["auc"] == pytest.approx(auc, abs=1e-5)
 
@@ -89,7 +90,8 @@ def test_too_few_sites_in_an_unmasking_trip_make_the_round_void(five: Sites, ste
     assert outcome.model_out_sha256 == outcome.manifest.model_sha256
     assert (after.vector == 0).all()
     record = record_of(five, outcome)
-    assert record.masking is not None and len(record.masking.unmasked_by) < record.masking.threshold
+    assert record.masking is not None
+    assert len(record.masking.unmasked_by) < record.masking.threshold
     assert not any(site.evaluate_metrics for site in record.sites)
 
 
@@ -178,7 +180,8 @@ def test_a_site_that_lost_its_key_is_asked_again(five: Sites) -> None:
     dropped = {s.line.entry.site_id: s.drop_code for s in second.sites}
     assert dropped["site-2"] is DropCode.MASK_KEY_INVALID
     third, _ = loop._train_round(after, 1)
-    assert third.status == "complete" and third.masked is not None
+    assert third.status == "complete"
+    assert third.masked is not None
     assert third.masked.total.is_whole
 
 
@@ -236,7 +239,8 @@ def test_strategies_that_need_the_mean_only_work_on_it(new_consortium: Any, name
     sites = Sites(new_consortium(*FIVE[:3], content=content))
     vector, rounds = run(sites)
     assert [r.status for r in rounds] == ["complete"] * 4
-    assert np.isfinite(vector).all() and vector.any()
+    assert np.isfinite(vector).all()
+    assert vector.any()
 
 
 def record_of(sites: Sites, outcome: Any) -> Any:
@@ -247,6 +251,7 @@ def record_of(sites: Sites, outcome: Any) -> Any:
 def test_the_record_of_a_masked_round_is_consistent(five: Sites) -> None:
     outcome, _ = one_round(five)
     record = record_of(five, outcome)
-    assert record.masking is not None and record.masking.total_weight == 150
+    assert record.masking is not None
+    assert record.masking.total_weight == 150
     assert all(site.declared_train_size is None for site in record.sites)
     assert read_last_checkpoint(five.consortium.server.run("main")).round_number == 1

@@ -39,8 +39,10 @@ def test_the_model_moves_by_the_clipped_mean_and_noise_of_the_planned_size(
     plan_std = 0.5 * 1.0 / 5 * np.sqrt(5 / 3)  # five shares, each sized for three honest sites
     assert abs(after.vector.mean() - 0.1) < 6 * plan_std / 10 + 0.01
     assert 0.5 * plan_std < after.vector.std() < 2 * plan_std
-    assert outcome.total is not None and outcome.total.num_cut is None
-    assert outcome.total.train_metrics == {} and outcome.total.evaluate_metrics == {}
+    assert outcome.total is not None
+    assert outcome.total.num_cut is None
+    assert outcome.total.train_metrics == {}
+    assert outcome.total.evaluate_metrics == {}
 
 
 def test_nothing_but_the_noised_vector_is_in_the_mask(new_consortium: Any) -> None:
@@ -58,18 +60,26 @@ def test_the_sum_is_on_the_account_of_sites_and_of_patients(new_consortium: Any)
     study = sites.consortium.server.require()[0]
     records = [round_record(one, study.runs[0], sites.roster(), {}) for one in rounds]
     last = records[2]
-    assert last.site_level is not None and last.site_level.mechanism == "distributed-skellam"
+    assert last.site_level is not None
+    assert last.site_level.mechanism == "distributed-skellam"
     (event,) = last.site_level.run_events
-    assert isinstance(event, DistributedSkellam) and event.steps == 3 and event.num_honest == 3
+    assert isinstance(event, DistributedSkellam)
+    assert event.steps == 3
+    assert event.num_honest == 3
     assert last.site_level.epsilon is not None
     for site in last.sites:
-        assert site.privacy is not None and site.privacy.is_bounded
+        assert site.privacy is not None
+        assert site.privacy.is_bounded
         (own,) = site.privacy.study_events
-        assert isinstance(own, DistributedSkellam) and own.unit == "patient" and own.steps == 3
+        assert isinstance(own, DistributedSkellam)
+        assert own.unit == "patient"
+        assert own.steps == 3
         assert own.l2_sensitivity == 2 * event.l2_sensitivity
     closing = records[-1]
-    assert closing.aggregate_evaluate_metrics == {} and closing.status == "complete"
-    assert closing.masking is not None and not closing.masking.is_masked
+    assert closing.aggregate_evaluate_metrics == {}
+    assert closing.status == "complete"
+    assert closing.masking is not None
+    assert not closing.masking.is_masked
 
 
 def test_a_server_that_asks_for_more_sums_than_planned_gets_none(new_consortium: Any) -> None:
@@ -132,9 +142,11 @@ def test_patients_gradients_make_one_global_step(new_consortium: Any) -> None:
     record = round_record(outcome, study.runs[0], sites.roster(), {})
     assert record.site_level is None
     for site in record.sites:
-        assert site.privacy is not None and site.privacy.is_bounded
+        assert site.privacy is not None
+        assert site.privacy.is_bounded
         (own,) = site.privacy.study_events
-        assert isinstance(own, DistributedSkellam) and own.unit == "patient"
+        assert isinstance(own, DistributedSkellam)
+        assert own.unit == "patient"
 
 
 def test_what_sites_sign_about_their_patients_does_not_tell_their_size(new_consortium: Any) -> None:

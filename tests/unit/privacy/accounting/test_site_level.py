@@ -8,9 +8,13 @@ from fedhealth_strategies.dp_ftrl import DpFtrl
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedhealth.contracts.aggregation import SiteLevelRelease
+from fedhealth.contracts.aggregation import SiteLevelRelease, SkellamShare
 from fedhealth.errors import PrivacyError
-from fedhealth.privacy.accounting.events import GaussianRelease, UnboundedRelease
+from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
+    GaussianRelease,
+    UnboundedRelease,
+)
 from fedhealth.privacy.accounting.matrix_mechanism import sensitivity
 from fedhealth.privacy.accounting.site_level import (
     MAX_EPSILON_FOR_BADGE,
@@ -161,3 +165,53 @@ def test_no_site_has_no_privacy(num_sites: int) -> None:
     with pytest.raises(PrivacyError) as caught:
         statement_of_site_level((), num_sites, 1e-3)
     assert caught.value.code == "FH-PRIVACY-085"
+
+
+SHARE = SkellamShare(l1_sensitivity=40_000.0, l2_sensitivity=1000.0, variance=16e6, num_honest=17)
+
+
+def distributed(**changes: object) -> SiteLevelRelease:
+    given: dict[str, object] = {
+        "mechanism": "distributed-skellam",
+        "noise_multiplier": 4.0,
+        "noise_std": 0.2,
+        "clipping_norm": 1.0,
+        "denominator": 20,
+        "num_replies": 20,
+        "quantile_multiplier": None,
+        "generator": "chacha20",
+        "skellam": SHARE,
+    }
+    return SiteLevelRelease(**given | changes)  # type: ignore[arg-type] - chosen by name
+
+
+def test_rounds_with_noise_of_the_sites_are_one_event_that_names_whom_it_counts_on() -> None:
+    (event,) = site_level_events([distributed()] * 30)
+    assert isinstance(event, DistributedSkellam)
+    assert (event.unit, event.steps, event.num_honest, event.sampler) == ("site", 30, 17, "none")
+    assert (event.l1_sensitivity, event.l2_sensitivity) == (40_000.0, 1000.0)
+    assert event.noise_multiplier == 4.0
+    assert event.generator == "chacha20"
+
+
+def test_noise_of_the_sites_costs_what_a_gaussian_of_that_size_does_by_rdp() -> None:
+    found = statement_of_site_level(site_level_events([distributed()] * 30), 20, 1e-3)
+    gaussian = statement_of_site_level(
+        site_level_events(releases(30, num_sites=20, noise_multiplier=4.0)), 20, 1e-3
+    )
+    assert found.spend.accountant == "dp-accounting RDP"
+    assert found.epsilon == pytest.approx(gaussian.spend.epsilon_rdp, rel=1e-4)
+    assert found.epsilon >= gaussian.spend.epsilon_rdp
+    assert found.noise_over_clip == pytest.approx(4.0 / 20)
+    assert found.is_meaningful
+    assert found.sentence.endswith(
+        "It counts on the noise of at least 17 honest sites in every sum."
+    )
+    assert "honest" not in gaussian.sentence
+
+
+@pytest.mark.parametrize("changes", [{"skellam": None}, {"mechanism": "dp-fedavg"}])
+def test_a_release_with_half_of_a_mechanism_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(PrivacyError) as caught:
+        site_level_events([distributed(**changes)])
+    assert caught.value.code == "FH-PRIVACY-110"

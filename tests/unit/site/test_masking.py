@@ -1,0 +1,287 @@
+"""What a hospital's worker does with requests of secure aggregation, and what it remembers across restarts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhealth.config.load import load_site
+from fedhealth.contracts.codes import DropCode
+from fedhealth.errors import ConfigError, GateRefusedError, IdentityError, UsageError
+from fedhealth.evidence.signing import Envelope, SigningKey
+from fedhealth.evidence.statements import StudyRoster, open_statement
+from fedhealth.gate.gate import ReleaseTerms, clear_metrics, release
+from fedhealth.secagg.refusals import MaskingRefusedError
+from fedhealth.secagg.site_rules import check_site_rules
+from fedhealth.secagg.statements import KeyRequest, MaskKey, UnmaskRequest
+from fedhealth.server.enrolment import issue_roster
+from fedhealth.site.enrolment import pin_roster, read_roster_file
+from fedhealth.site.home import load_pinned
+from fedhealth.testing.flower_task import flower_task
+
+from ..conftest import Consortium, study_content  # noqa: TID252 - tests are no installed package
+from ..server.masked import Site, Sites, loop_of, masked_content, step_of  # noqa: TID252
+
+FIVE = ("site-1", "site-2", "site-3", "site-4", "site-5")
+
+
+@pytest.fixture
+def sites(new_consortium: Any) -> Sites:
+    return Sites(new_consortium(*FIVE, content=masked_content()))
+
+
+def refused(site: Site, envelope: Envelope, payload: bytes = b"") -> DropCode:
+    with pytest.raises(MaskingRefusedError) as error:
+        site.answer(envelope, payload)
+    return error.value.drop_code
+
+
+def after_a_round(sites: Sites, *silent_sites: str) -> list[tuple[str, Envelope, bytes]]:
+    """What the server sent while it ran one round in which these sites did not answer."""
+    for name in silent_sites:
+        sites.faults[name, "manifest"] = lambda *_: None
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        loop._train_round(start, 1)
+    return list(sites.sent)
+
+
+def sent(log: list[tuple[str, Envelope, bytes]], step: str, to: str) -> tuple[Envelope, bytes]:
+    return next((e, p) for site, e, p in log if site == to and step_of(e) == step)
+
+
+def signed_again(sites: Sites, envelope: Envelope, **changes: Any) -> Envelope:
+    """The same request with other content, signed by the server: what a malicious one can do."""
+    key = sites.consortium.server_key
+    said = open_statement(UnmaskRequest, envelope, key.public)
+    return said.model_copy(update=changes).sign(key)
+
+
+def test_the_same_list_may_be_asked_for_again_and_gives_the_same_shares(sites: Sites) -> None:
+    log = after_a_round(sites)
+    envelope, payload = sent(log, "unmask", "site-1")
+    first = sites.sites["site-1"].answer(envelope, payload)
+    sites.sites["site-1"].restart()
+    again = sites.sites["site-1"].answer(envelope, payload)
+    assert bytes(first.outbound.payload) == bytes(again.outbound.payload)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_another_list_is_refused_for_ever_after_one_was_unmasked(
+    sites: Sites, restarts: bool
+) -> None:
+    log = after_a_round(sites)
+    envelope, payload = sent(log, "unmask", "site-1")
+    said = open_statement(UnmaskRequest, envelope, sites.consortium.server_key.public)
+    fewer = signed_again(
+        sites,
+        envelope,
+        step="agree",
+        survivors=FIVE[:4],
+        dropped=FIVE[4:],
+        commitments=said.commitments[:4],
+    )
+    if restarts:
+        sites.sites["site-1"].restart()
+    short = payload[: len(payload) * 4 // 5]
+    assert refused(sites.sites["site-1"], fewer, short) is DropCode.SECAGG_SECOND_LIST
+
+
+def test_agreeing_to_one_list_refuses_another_before_any_share_was_given(sites: Sites) -> None:
+    log = after_a_round(sites, "site-5")
+    envelope, payload = sent(log, "agree", "site-1")
+    said = open_statement(UnmaskRequest, envelope, sites.consortium.server_key.public)
+    fewer = signed_again(
+        sites,
+        envelope,
+        survivors=FIVE[:3],
+        dropped=FIVE[3:],
+        commitments=said.commitments[:3],
+    )
+    sites.sites["site-1"].restart()
+    short = payload[: len(payload) * 3 // 4]
+    assert refused(sites.sites["site-1"], fewer, short) is DropCode.SECAGG_SECOND_LIST
+
+
+def test_a_request_about_a_round_that_was_not_answered_is_refused(sites: Sites) -> None:
+    log = after_a_round(sites)
+    envelope, payload = sent(log, "unmask", "site-1")
+    other = signed_again(sites, envelope, manifest_sha256="0" * 64)
+    assert refused(sites.sites["site-1"], other, payload) is DropCode.SECAGG_UNKNOWN_ROUND
+
+
+def test_an_older_round_cannot_be_unmasked_once_a_newer_one_was_answered(sites: Sites) -> None:
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        _, after = loop._train_round(start, 1)
+        envelope, payload = sent(sites.sent, "unmask", "site-1")
+        loop._train_round(after, 1)
+    assert refused(sites.sites["site-1"], envelope, payload) is DropCode.SECAGG_UNKNOWN_ROUND
+
+
+def test_a_request_that_the_pinned_server_did_not_sign_is_refused(sites: Sites) -> None:
+    log = after_a_round(sites)
+    envelope, payload = sent(log, "unmask", "site-1")
+    said = open_statement(UnmaskRequest, envelope, sites.consortium.server_key.public)
+    forged = said.sign(SigningKey.generate())
+    assert refused(sites.sites["site-1"], forged, payload) is DropCode.MANIFEST_INVALID
+
+
+def test_the_key_of_a_run_is_the_same_after_a_restart_and_another_one_for_another_run(
+    new_consortium: Any,
+) -> None:
+    content = masked_content()
+    content["runs"].append({"name": "second", "num_rounds": 1})
+    sites = Sites(new_consortium(*FIVE[:3], content=content))
+    site = sites.sites["site-1"]
+
+    def key(run: str) -> str:
+        request = KeyRequest(
+            study_id="scripted", study_sha256=site.pinned.study_sha256, run_name=run
+        )
+        answer = site.answer(request.sign(sites.consortium.server_key), b"")
+        return open_statement(
+            MaskKey, answer.contribution, site.pinned.signing_key.public
+        ).public_key
+
+    first = key("main")
+    site.restart()
+    assert key("main") == first
+    assert key("second") != first
+    path = site.pinned.folder.state / "main" / "masking" / "mask_key"
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_key_request_for_another_study_or_run_is_refused(sites: Sites) -> None:
+    site = sites.sites["site-1"]
+    for changes in ({"study_sha256": "0" * 64}, {"run_name": "other"}):
+        request = KeyRequest(
+            **{"study_id": "scripted", "study_sha256": site.pinned.study_sha256, "run_name": "main"}
+            | changes
+        )
+        assert refused(site, request.sign(sites.consortium.server_key)) is DropCode.STUDY_MISMATCH
+
+
+def test_a_repeated_manifest_gets_the_same_masked_bytes(sites: Sites) -> None:
+    log = after_a_round(sites)
+    envelope, payload = sent(log, "manifest", "site-1")
+    site = sites.sites["site-1"]
+    site.restart()
+    first, again = site.answer(envelope, payload), site.answer(envelope, payload)
+    assert first.outbound.kind == again.outbound.kind == "masked"
+    assert bytes(first.outbound.payload) == bytes(again.outbound.payload)
+    assert first.contribution == again.contribution
+
+
+def test_a_manifest_without_the_studys_masks_is_refused(sites: Sites) -> None:
+    site = sites.sites["site-1"]
+    with pytest.raises(MaskingRefusedError) as error:
+        site.answer(sites.consortium.signed(min_cohort=3), bytes(sites.consortium.payload()))
+    assert error.value.drop_code is DropCode.SECAGG_SETTINGS
+
+
+def test_what_a_masked_study_releases_cannot_leave_in_the_clear(sites: Sites) -> None:
+    terms = ReleaseTerms(
+        spec=sites.consortium.spec, metrics=("auc",), metric_digits=3, is_masked=True
+    )
+    with pytest.raises(GateRefusedError, match="FH-GATE-010"):
+        release(clear_metrics({"auc": 0.7}, terms=terms))
+    assert release(clear_metrics({}, terms=terms)).payload == b""
+
+
+def test_a_site_that_asks_for_masks_refuses_a_study_without(new_consortium: Any) -> None:
+    consortium = new_consortium("site-1", "site-2", content=study_content())
+    set_rules(consortium, "site-1", "{required: true}")
+    pinned = consortium.pinned("site-1")
+    with pytest.raises(GateRefusedError, match="FH-SECAGG-011"):
+        check_site_rules(pinned.study, pinned.config)
+
+
+@pytest.mark.parametrize(
+    ("rules", "code"),
+    [("{min_survivors: 4}", "FH-SECAGG-012"), ("{colluding: 1}", "FH-SECAGG-013")],
+)
+def test_a_study_below_the_sites_own_floor_is_refused_at_the_start(
+    sites: Sites, rules: str, code: str
+) -> None:
+    set_rules(sites.consortium, "site-1", rules)
+    pinned = sites.consortium.pinned("site-1")
+    with pytest.raises(GateRefusedError, match=code):
+        check_site_rules(pinned.study, pinned.config)
+
+
+def test_a_site_below_whose_floor_a_round_is_refuses_it_while_the_others_go_on(
+    sites: Sites,
+) -> None:
+    set_rules(sites.consortium, "site-1", "{min_survivors: 4}")
+    sites.sites["site-1"].restart()
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        outcome, _ = loop._train_round(start, 1)
+    codes = {one.line.entry.site_id: one.drop_code for one in outcome.sites}
+    assert codes["site-1"] is DropCode.SECAGG_FLOOR
+    assert outcome.status == "complete"
+
+
+def test_a_site_larger_than_the_studys_sums_allow_is_told_so(new_consortium: Any) -> None:
+    consortium = new_consortium(*FIVE[:3], content=masked_content({"max_train_size": 20}))
+    pinned = consortium.pinned("site-3")
+    with pytest.raises(ConfigError, match="FH-CONFIG-032"):
+        check_site_rules(pinned.study, pinned.config)
+
+
+def test_a_site_without_a_pinned_roster_does_not_start(new_consortium: Any) -> None:
+    consortium = new_consortium(*FIVE[:3], content=masked_content())
+    consortium.enrol("site-4", 10)
+    with pytest.raises(IdentityError, match="FH-IDENTITY-013"):
+        consortium.pinned("site-4")
+
+
+def test_a_roster_shows_what_is_new_and_what_changed(new_consortium: Any, tmp_path: Path) -> None:
+    consortium = new_consortium(*FIVE[:3], content=masked_content())
+    home = consortium.sites["site-1"]
+    consortium.enrol("site-4", 10)
+    offered = read_roster_file(home, issue_roster(consortium.server, tmp_path / "r.json").path)
+    assert offered.changes == {
+        "site-1": "same",
+        "site-2": "same",
+        "site-3": "same",
+        "site-4": "new",
+    }
+    pin_roster(home, offered)
+    assert set(load_pinned(home, "scripted").roster) == set(FIVE[:4])
+
+
+def test_a_roster_that_the_server_did_not_sign_or_without_this_site_is_refused(
+    new_consortium: Any, tmp_path: Path
+) -> None:
+    consortium = new_consortium(*FIVE[:3], content=masked_content())
+    home, key = consortium.sites["site-1"], consortium.server_key
+    path = issue_roster(consortium.server, tmp_path / "r.json").path
+    roster = open_statement(StudyRoster, Envelope.from_bytes(path.read_bytes()), key.public)
+    forged = tmp_path / "forged.json"
+    forged.write_bytes(roster.sign(SigningKey.generate()).to_bytes())
+    with pytest.raises(IdentityError):
+        read_roster_file(home, forged)
+    without = roster.model_copy(update={"sites": roster.sites[1:]})
+    forged.write_bytes(without.sign(key).to_bytes())
+    with pytest.raises(IdentityError, match="not on it"):
+        read_roster_file(home, forged)
+
+
+def test_a_roster_needs_an_admitted_site(new_consortium: Any, tmp_path: Path) -> None:
+    consortium = new_consortium(content=study_content())
+    with pytest.raises(UsageError, match="FH-USAGE-022"):
+        issue_roster(consortium.server, tmp_path / "r.json")
+
+
+def test_the_size_of_a_site_is_in_no_file_that_the_server_gets(sites: Sites) -> None:
+    for name in FIVE:
+        request = sites.consortium.sites[name].study("scripted").request.read_text()
+        assert 'train_size\\":null' in request
+        assert load_site(sites.consortium.sites[name].config_path).declared_train_size >= 10
+
+
+def set_rules(consortium: Consortium, site_id: str, rules: str) -> None:
+    path = consortium.sites[site_id].config_path
+    path.write_text(path.read_text() + f"secure_aggregation: {rules}\n")
