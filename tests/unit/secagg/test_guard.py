@@ -647,6 +647,10 @@ MANIFESTS: dict[str, tuple[DropCode, Callable[[Any], dict[str, Any]]]] = {
         DropCode.MASK_KEY_INVALID,
         lambda c: with_key(c, "site-2", c.key_of("site-2", public_key="A" * 43 + "=")),
     ),
+    "key that its site signed in another's name": (
+        DropCode.MASK_KEY_INVALID,
+        lambda c: with_key(c, "site-2", c.key_of("site-2", site_id="site-3")),
+    ),
     "key that is none": (
         DropCode.MASK_KEY_INVALID,
         lambda c: with_key(c, "site-2", c.key_of("site-2", public_key="AAAA")),
@@ -728,6 +732,10 @@ class Request:
     def agreement(self, signer: str, **changes: Any) -> Envelope:
         said = {"manifest_sha256": self.stage.digest, "site_id": signer, "survivors": THREE}
         return Agreement.model_validate(said | changes).sign(self.stage.consortium.signing[signer])
+
+    def digests(self, signer: str) -> tuple[str, ...]:
+        raw = self.stage.sent[signer].commitment.payload
+        return ShareCommitment.model_validate_json(raw).share_sha256
 
     def commit(self, signer: str, **changes: Any) -> None:
         """The same commitment with something changed, signed by its site again."""
@@ -840,6 +848,10 @@ REQUESTS: dict[str, tuple[DropCode, Callable[[Request], None]]] = {
     "commitment to fewer shares": (
         DropCode.SHARE_COMMITMENT_INVALID,
         lambda r: r.commit("site-1", share_sha256=["0" * 64]),
+    ),
+    "commitment to more shares": (
+        DropCode.SHARE_COMMITMENT_INVALID,
+        lambda r: r.commit("site-1", share_sha256=[*r.digests("site-1"), "0" * 64]),
     ),
     "commitment in another site's name": (
         DropCode.SHARE_COMMITMENT_INVALID,
