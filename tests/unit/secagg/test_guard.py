@@ -1079,6 +1079,34 @@ def test_a_low_order_key_signed_by_an_accomplice_is_refused_before_anything_is_m
         assert refused(lambda: site.mask(words, BITS)) == DropCode.MASK_KEY_INVALID  # noqa: B023
 
 
+def whole_list_beside_another(consortium: Any) -> tuple[Any, Any]:
+    """Half of the honest sites see the whole cohort, the others a list without the victim; site-4 answers for both."""
+    stage = Stage(consortium, Guard(), accomplices=["site-4"])
+    victim, a, b, c, accomplice = stage.cohort
+    for name in (victim, a, accomplice):
+        stage.unmask(name, stage.cohort, [])
+    others = [a, b, c, accomplice]
+    signed = [stage.agree(name, others, [victim]) for name in (b, c, accomplice)]
+    for name in (b, c, accomplice):
+        stage.unmask(name, others, [victim], signed)
+    return stage.uncover([victim]), stage.plain[victim]
+
+
+def test_a_threshold_against_nobody_who_colludes_breaks_when_one_of_five_sites_does(
+    make_consortium: Any,
+) -> None:
+    # Every check of every honest site passes: `colluding` is what protects, and its default is 0.
+    stolen, plain = whole_list_beside_another(make_consortium(5, colluding=0))
+    assert (stolen == plain).all()
+
+
+def test_the_same_lists_find_no_threshold_when_one_colluding_site_was_expected(
+    make_consortium: Any,
+) -> None:
+    code = refused(lambda: whole_list_beside_another(make_consortium(5, colluding=1)))
+    assert code == DropCode.SECAGG_NO_AGREEMENT
+
+
 def test_no_threshold_of_shares_comes_together_over_the_whole_list_and_another_one() -> None:
     """The short way (nobody dropped, no agreement) beside the long one: for every split of the sites, no double loss.
 
