@@ -186,12 +186,15 @@ def test_shares_count_as_their_survivor_signed_them(make_consortium: Any, rounds
     key = consortium.signing["site-0"]
     other = said.model_copy(update={"manifest_sha256": "d" * 64})
     named = said.model_copy(update={"site_id": "site-3"})
+    short = shares[:-SHARE_BYTES]  # signed as it is, but a share is missing
+    fewer = said.model_copy(update={"shares_sha256": hashlib.sha256(short).hexdigest()})
     assert len(shares) == 3 * 2 * SHARE_BYTES
     for name, envelope, payload in [
         ("site-0", said.sign(key), shares[:-1]),
         ("site-0", said.sign(key), shares + b"\0"),
         ("site-0", said.sign(key), bytes(len(shares))),
         ("site-0", said.sign(key), b""),
+        ("site-0", fewer.sign(key), short),
         ("site-0", other.sign(key), shares),
         ("site-0", said.sign(consortium.signing["site-1"]), shares),
         ("site-1", said.sign(key), shares),
