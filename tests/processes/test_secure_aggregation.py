@@ -1,16 +1,31 @@
 """Secure aggregation in real federations: the sum is right, drop-outs are survived or said, nothing else is seen."""
 
+import contextlib
 import math
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedhealth.durable import read_json
 from fedhealth.report.record import RoundRecord, SiteStatus, VoidReason
 from fedhealth.server.checkpoint import read_last_checkpoint
 
-from .conftest import Federation, MakeFederation, study_content
+from .conftest import (
+    Federation,
+    MakeFederation,
+    processes_of,
+    study_content,
+    wait,
+    wait_until,
+)
 
+STEP = 0.5
+GRID = 8.0 / (2**15 - 1)
 MASKS: dict[str, Any] = {"min_survivors": 3, "value_range": 8.0}
 
 
@@ -29,7 +44,7 @@ def model_of(federation: Federation) -> np.ndarray[Any, Any]:
     return read_last_checkpoint(federation.server.run("main")).vector
 
 
-def weighted_mean(sizes: dict[int, int], step: float = 0.5) -> float:
+def weighted_mean(sizes: dict[int, int], step: float = STEP) -> float:
     return sum(step * site * size for site, size in sizes.items()) / sum(sizes.values())
 
 
@@ -69,36 +84,135 @@ def test_the_record_shows_sums_and_no_site_of_its_own(finished: Federation) -> N
     assert math.isclose(records[-1].aggregate_evaluate_metrics["auc"], auc, abs_tol=1e-5)
 
 
-def test_nothing_on_the_servers_disk_tells_a_size_or_a_metric_of_one_site(
+def test_nothing_on_the_servers_disk_tells_a_size_a_metric_or_an_update_of_one_site(
     finished: Federation,
 ) -> None:
-    server = finished.server.root
-    for path in server.rglob("*"):
-        if path.is_file() and path.suffix not in {".db", ".db-wal"}:
-            data = path.read_bytes()
-            assert b'"train_size":20' not in data and b'"train_size": 20' not in data, path
-            for value in (b"0.52,", b"0.52}", b"0.53,", b"0.53}"):
-                assert value not in data or b"roster" in path.name.encode(), (path, value)
+    files = {p: p.read_bytes() for p in finished.server.root.rglob("*") if p.is_file()}
+    model = model_of(finished)[:4].astype(np.float32).tobytes()
+    assert [path for path, data in files.items() if model in data], "the search finds the model"
+    for path, data in files.items():
+        compact = data.replace(b" ", b"")
+        assert not [size for size in (10, 20, 30) if b'"train_size":%d' % size in compact], path
+        assert not [n for n in (1, 2, 3) if b'"auc":0.5%d' % n in compact], path
+        assert not [update for update in plain_updates((1, 2, 3)) if update in data], path
+
+
+def plain_updates(numbers: Sequence[int], step: float = STEP) -> list[bytes]:
+    """How a site's update could look in memory: as float32, and in grid steps times its weight."""
+    found = []
+    for number in numbers:
+        found.append(np.full(4, step * number, dtype=np.float32).tobytes())
+        for whole in (np.floor, np.ceil):
+            value = int(whole(step * number / GRID)) * 10 * number
+            found += [np.full(4, value, dtype=kind).tobytes() for kind in (np.uint32, np.int64)]
+    return found
+
+
+def memory_of(pid: int) -> Iterator[bytes]:
+    """Every readable and writable region of a live process."""
+    regions = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for region in regions:
+            span, rights, *_ = region.split()
+            if not rights.startswith("rw"):
+                continue
+            begin, end = (int(part, 16) for part in span.split("-"))
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                memory.seek(begin)
+                yield memory.read(end - begin)
+
+
+def found_in_memory(federation: Federation, needles: Sequence[bytes]) -> set[bytes]:
+    """Which of these byte strings any process of the server holds, its message store included."""
+    found: set[bytes] = set()
+    for pid in processes_of(federation.server.root):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for region in memory_of(pid):
+                found |= {needle for needle in needles if needle in region}
+    return found
 
 
 def outcome(record: RoundRecord) -> dict[str, str]:
     return {s.site_id: s.drop_code.value if s.drop_code else s.status.value for s in record.sites}
 
 
-def test_a_site_that_fails_before_masking_is_survived_by_five(
+def test_kills_and_delays_at_every_stage_are_survived_by_five(
     make_federation: MakeFederation,
 ) -> None:
-    options = {"step": 0.5, "fault_site": "hospital-2", "fault": "nan", "fault_rounds": [1]}
-    federation = make_federation(masked_content(options), num_sites=5)
+    """Round 1: hospital-4 is too late, hospital-3 is killed after its vector is in the sum, and comes back.
+
+    Round 2: the worker of hospital-2 dies in training. Round 3: all are there again.
+    """
+    step = 0.7310585
+    options = {
+        "step": step,
+        "slow_site": "hospital-4",
+        "slow_s": 300,
+        "wait_s": 8,
+        "fault_site": "hospital-2",
+        "fault": "exit",
+        "fault_rounds": [2],
+    }
+    content = masked_content(options, num_rounds=3, round_deadline_s=25, max_void_rounds=3)
+    federation = make_federation(content, num_sites=5)
+    federation.start_sites()
+    server = federation.start_server()
+    run = federation.server.run("main")
+
+    def is_in() -> bool:
+        return "hospital-3 done" in str(read_json(run.status).get("doing", ""))
+
+    wait_until(is_in, 240, "hospital-3's masked vector is at the server")
+    for pid in processes_of(federation.sites["hospital-3"].root):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until((run.reports / "round-0001.json").exists, 120, "round 1 is over without it")
+    model = model_of(federation)[:4].astype(np.float32).tobytes()
+    updates = plain_updates((1, 2, 3, 5), step)
+    assert found_in_memory(federation, [model, *updates]) == {model}
+    federation.start_site("hospital-3")
+    assert wait(server, 300) == 0, federation.output("server")
+    first, second, third = (r for r in federation.records() if r.kind == "train")
+    assert outcome(first)["hospital-4"] == "deadline"
+    masking = first.masking
+    assert masking is not None
+    assert masking.survivors == ("hospital-1", "hospital-2", "hospital-3", "hospital-5")
+    assert masking.unmasked_by == ("hospital-1", "hospital-2", "hospital-5")
+    assert masking.unmask_trips == 2
+    assert outcome(second)["hospital-2"] != "contributed"
+    assert third.status == "complete"
+    moved = 0.0
+    for record in (first, second, third):
+        assert record.masking is not None
+        names = [int(name[-1]) for name in record.masking.survivors]
+        moved += weighted_mean({number: 10 * number for number in names}, step)
+    assert np.abs(model_of(federation) - moved).max() <= 3 * 8.0 / (2**15 - 1)
+
+
+def test_noise_of_all_sites_is_in_the_model_and_on_every_account(
+    make_federation: MakeFederation,
+) -> None:
+    noise = {
+        "unit": "site",
+        "num_sites": 3,
+        "clipping_norm": 1.0,
+        "target_epsilon": 8,
+        "delta": 1e-3,
+    }
+    content = masked_content({"step": 0.5}, masks={"distributed_privacy": noise})
+    federation = make_federation(content)
     assert federation.run_to_the_end() == 0, federation.output("server")
-    first = federation.records()[0]
-    assert first.masking is not None
-    assert first.masking.unmask_trips == 2
-    assert first.masking.agreed >= first.masking.threshold == 3
-    assert first.masking.survivors == ("hospital-1", "hospital-3", "hospital-4", "hospital-5")
-    assert outcome(first)["hospital-2"] == "non_finite"
-    expected = weighted_mean({1: 10, 3: 30, 4: 40, 5: 50})
-    assert np.abs(model_of(federation) - expected).max() <= 8.0 / (2**15 - 1)
+    first, closing = federation.records()
+    assert first.site_level is not None
+    assert first.site_level.epsilon is not None
+    assert 7 < first.site_level.epsilon <= 8
+    for site in first.sites:
+        assert site.privacy is not None
+        assert site.privacy.is_bounded
+    assert closing.aggregate_evaluate_metrics == {}
+    model = model_of(federation)
+    assert 0 < model.std() < 1
+    assert abs(model.mean() - 0.1) < 0.1  # 100 equal values, clipped to norm 1
 
 
 def test_a_round_of_three_with_a_drop_out_is_void_and_keeps_the_model(

@@ -34,7 +34,7 @@ def test_a_policy_that_allows_pooling_is_told_to_pool() -> None:
 
 
 def test_a_minimum_cohort_of_two_is_warned_about() -> None:
-    findings = check_study(study(federation={"min_cohort": 2}))
+    findings = check_study(study(federation={"min_cohort": 2}, secure_aggregation=None))
     assert codes(findings, "warning") == {"FH-CONFIG-024"}
 
 

@@ -18,8 +18,8 @@ from fedhealth.evidence.signing import SigningKey
 from fedhealth.flower.transport import FlowerTransport
 from fedhealth.flower.wire import STATEMENT, pack, pack_code, unpack
 from fedhealth.server.enrolment import revoke
+from fedhealth.server.messages import RawReply
 from fedhealth.server.roster import read_roster
-from fedhealth.server.round_loop import RawReply
 from fedhealth.testing.flower_task import flower_task
 
 from ..conftest import Consortium  # noqa: TID252 - tests are no installed package
@@ -198,3 +198,19 @@ def test_two_replies_to_one_message_count_once(
 ) -> None:
     grid.repliers[1] = lambda m: [*echo(m), Message(pack_code(DropCode.SITE_ERROR), reply_to=m)]
     assert exchange(transport)["site-1"].code is None
+
+
+def test_each_site_gets_its_own_payload(transport: FlowerTransport) -> None:
+    payloads = {"site-1": b"one", "site-2": b"two"}
+    replies = transport.exchange(list(payloads), ENVELOPE, payloads, ttl_s=5, kind="masking")
+    assert {reply.site_id: reply.payload for reply in replies} == payloads
+
+
+def test_the_wait_ends_when_there_is_enough(transport: FlowerTransport, grid: MemoryGrid) -> None:
+    grid.repliers[2] = lambda _: []
+    seen: list[str] = []
+    for reply in transport.exchange(
+        ["site-1", "site-2"], ENVELOPE, b"", ttl_s=60, kind="masking", is_enough=lambda: bool(seen)
+    ):
+        seen.append(reply.site_id)  # noqa: PERF401 - the wait looks at it between replies
+    assert seen == ["site-1"]
