@@ -42,12 +42,16 @@ def masking_findings(study: Study) -> Iterator[Finding]:
                 f"{least_threshold(least, masks.colluding)} sites' shares remove the masks."
             )
             yield Finding(level="note", code="FH-SECAGG-021", text=text)
-    if least_threshold(least, masks.colluding) > least:
+    if (
+        masks.distributed_privacy is None
+        and "auc" in study.release.metrics
+        and study.privacy is None
+    ):
         text = (
-            f"secure_aggregation.colluding is {masks.colluding}: with {least} sites no threshold holds against that "
-            "many. Raise min_survivors, or lower it."
+            "release.metrics names auc: a site with one class among its validation patients has none, and where one "
+            "site alone has one, the sum is that site's."
         )
-        yield Finding(level="error", code="FH-SECAGG-022", text=text)
+        yield Finding(level="note", code="FH-SECAGG-026", text=text)
     yield from _noise(study)
 
 
@@ -63,6 +67,12 @@ def _noise(study: Study) -> Iterator[Finding]:
             "patient's account counts the local noise only."
         )
         yield Finding(level="note", code="FH-SECAGG-023", text=text)
+    if study.release.metrics:
+        text = (
+            "release.metrics names metrics, and none of them will leave a site: beside a noised sum they would be "
+            "without noise. Write release.metrics: [] to say so."
+        )
+        yield Finding(level="warning", code="FH-SECAGG-027", text=text)
     if noise.unit == "patient" and not _gives_gradients(study):
         text = (
             f"training {study.training.name} cannot give each patient's gradient, which distributed_privacy of unit "

@@ -107,8 +107,9 @@ def pin(
 
     site_home = SiteHome(home.resolve())
     offered = read_roster_file(site_home, roster)
-    for site_id, key_id in offered.key_ids.items():
-        say(f"{offered.changes[site_id]:<8} {site_id:<20} {fingerprint(key_id)}")
+    for site_id, change in offered.changes.items():
+        shown = fingerprint(offered.key_ids[site_id]) if site_id in offered.key_ids else ""
+        say(f"{change:<8} {site_id:<20} {shown}")
     if not yes and not typer.confirm("Did you compare these fingerprints with the hospitals?"):
         raise typer.Exit(2)
     pin_roster(site_home, offered)

@@ -18,7 +18,7 @@ class DistributedPrivacy(ConfigModel):
         "one patient, with one global step a round (local_steps: 1)."
     )
     num_sites: int = Field(
-        ge=3, le=1000, description="Most sites in a round: the public denominator of the mean."
+        ge=3, le=150, description="Most sites in a round: the public denominator of the mean."
     )
     num_patients: int | None = Field(
         None,
@@ -43,6 +43,12 @@ class DistributedPrivacy(ConfigModel):
         gt=0,
         le=1000,
         description="Instead of target_epsilon: noise of the sum of the fewest honest sites, over the sensitivity.",
+    )
+    spare_rounds: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Rounds of the longest run that the budget has to spare for rounds that must be repeated.",
     )
     delta: float | None = Field(
         None,
@@ -73,15 +79,16 @@ class SecureAggregation(ConfigModel):
     min_survivors: int = Field(
         3,
         ge=3,
-        le=1000,
+        le=150,
         description="Fewest sites that a sum may be about; fewer: the round is void. With two, each could see the "
         "other's update.",
     )
     colluding: int = Field(
-        0,
+        1,
         ge=0,
         le=998,
-        description="Sites that may work together with the server without breaking the masks of the others.",
+        description="Sites that may work together with the server without breaking the masks of the others; with 0, "
+        "the server and one hospital could.",
     )
     bits: int = Field(16, ge=2, le=24, description="Bits of one value of the update.")
     value_range: float = Field(
@@ -98,7 +105,7 @@ class SecureAggregation(ConfigModel):
     )
     kept_share: float = Field(
         1.0,
-        gt=0,
+        ge=0.001,
         le=1,
         description="Share of the coordinates that travel, drawn anew in every round, the same at all sites.",
     )
@@ -130,5 +137,5 @@ class SiteSecureAggregation(ConfigModel):
         3, ge=3, le=1000, description="Fewest sites in a sum that holds this site's update."
     )
     colluding: int = Field(
-        0, ge=0, le=998, description="Other sites that may work together with the server."
+        1, ge=0, le=998, description="Other sites that may work together with the server."
     )

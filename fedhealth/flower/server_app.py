@@ -16,6 +16,7 @@ from fedhealth.evidence.signing import SigningKey
 from fedhealth.flower.strategy_adapter import build_aggregator
 from fedhealth.flower.transport import FlowerTransport
 from fedhealth.server.checkpoint import read_last_checkpoint
+from fedhealth.server.enrolment import issued_sites
 from fedhealth.server.home import RunFolder, ServerHome
 from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.recorder import Recorder
@@ -80,6 +81,7 @@ def _run(grid: Grid, context: Context, home: ServerHome, run_name: str) -> None:
         recorder=recorder,
         ledger_places=LedgerPlaces(home.ledger_places),
         first_attempt=next_attempt(folder, start.round_number + 1),
+        issued=issued_sites(home),
     )
     loop.run_all(start)
 

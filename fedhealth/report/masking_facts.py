@@ -1,5 +1,6 @@
 """What a record holds about secure aggregation, and how the report says it."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -62,6 +63,38 @@ class MaskingFact(Closed):
         if (self.noise_unit is None) != (self.num_honest is None):
             raise ValueError("noise under masks names the honest sites that it counts on")
         return self
+
+
+def check_round(
+    fact: MaskingFact,
+    *,
+    is_void: bool,
+    used: Sequence[str],
+    sizes: Sequence[int | None],
+    tells: bool,
+) -> None:
+    """What has to hold between a masked round's sites and its sum.
+
+    Args:
+        fact: of the round.
+        is_void: the round gave no model.
+        used: sites that contributed.
+        sizes: what each site's size is shown as.
+        tells: some site's own metric is shown.
+
+    Raises:
+        ValueError: it does not hold.
+    """
+    if tells:
+        raise ValueError("a site's metric is shown in a masked round")
+    if any((size is None) != fact.hides_sizes for size in sizes):
+        raise ValueError("sizes are hidden at all sites or at none")
+    if is_void or not fact.is_masked:
+        return
+    if sorted(fact.survivors) != sorted(used) or len(used) < fact.min_survivors:
+        raise ValueError("the sum is about the sites that contributed, and enough of them")
+    if len(fact.unmasked_by) < fact.threshold:
+        raise ValueError("masks came off without enough shares")
 
 
 def masking_section(fact: MaskingFact | None, status: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.signing import canonical_json as _canonical_json
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
-from fedhealth.report.masking_facts import MaskingFact
+from fedhealth.report.masking_facts import MaskingFact, check_round
 from fedhealth.report.privacy_facts import (
     PatientPrivacyFact,
     SiteLevelFact,
@@ -46,7 +46,6 @@ from fedhealth.report.schema import (
 )
 
 SCHEMA: Literal["fedhealth/round-record/v3"] = "fedhealth/round-record/v3"
-RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
 StrategySetting = Literal["clipping_norm", "proximal_mu"]
 """What a strategy may tell a site: `contracts.aggregation.STRATEGY_CONFIG_ALLOWED`."""
 
@@ -227,47 +226,6 @@ def unevidenced(
     return tuple(item for item in NotEvidenced if item not in covered)
 
 
-class RoundLine(Closed):
-    """One round in the record of a run, by digest."""
-
-    round_number: Annotated[int, Field(ge=1, le=1_000_000), S]
-    attempt: Annotated[int, Field(ge=1, le=1_000_000), S]
-    kind: Annotated[Literal["train", "evaluate"], S]
-    status: Annotated[Literal["complete", "void"], S]
-    record_sha256: Annotated[Hex64, P]
-    model_out_sha256: Annotated[Hex64, S]
-    contributed: Annotated[Count, S]
-    dropped: Annotated[Count, S]
-
-
-class RunRecord(Closed):
-    """The rounds of a run, derived from their records: it says nothing that they do not."""
-
-    schema_id: Annotated[Literal["fedhealth/run-record/v1"], P] = RUN_SCHEMA
-    study_id: Annotated[SlugId, D]
-    study_sha256: Annotated[Hex64, P]
-    run_name: Annotated[SlugId, D]
-    rounds: tuple[RoundLine, ...] = Field(min_length=1)
-
-
-def run_record(records: Sequence[RoundRecord]) -> RunRecord:
-    """The run's record from its rounds, which are put in order.
-
-    Raises:
-        ValueError: none, or rounds of several runs or studies.
-    """
-    if len({(r.study_id, r.study_sha256, r.run_name) for r in records}) != 1:
-        raise ValueError("the rounds must be of one run of one study")
-    ordered = sorted(records, key=round_order)
-    first = ordered[0]
-    return RunRecord(
-        study_id=first.study_id,
-        study_sha256=first.study_sha256,
-        run_name=first.run_name,
-        rounds=tuple(_line(record) for record in ordered),
-    )
-
-
 def round_order(record: RoundRecord) -> tuple[int, int, bool]:
     """Sorts rounds as they happened: by round, attempt, and training before the closing evaluation."""
     return (record.round_number, record.attempt, record.kind == "evaluate")
@@ -318,19 +276,6 @@ def mean_metrics(sites: Sequence[SiteFact], kind: Literal["train", "evaluate"]) 
     }
 
 
-def _line(record: RoundRecord) -> RoundLine:
-    return RoundLine(
-        round_number=record.round_number,
-        attempt=record.attempt,
-        kind=record.kind,
-        status=record.status,
-        record_sha256=record_digest(record),
-        model_out_sha256=record.model_out_sha256,
-        contributed=record.count(SiteStatus.CONTRIBUTED),
-        dropped=record.count(SiteStatus.DROPPED),
-    )
-
-
 def _check_ranges(metrics: Metrics) -> None:
     for name, value in metrics.items():
         low, high = METRIC_RANGES[name]
@@ -376,22 +321,17 @@ def _check_site_level(record: RoundRecord) -> None:
 
 
 def _check_masking(record: RoundRecord) -> None:
-    fact = record.masking
-    if fact is None:
+    if record.masking is None:
         if any(site.declared_train_size is None for site in record.sites):
             raise ValueError("a size is hidden where nothing masks it")
         return
-    used = [site.site_id for site in record.sites if site.status is SiteStatus.CONTRIBUTED]
-    if any(site.train_metrics or site.evaluate_metrics for site in record.sites):
-        raise ValueError("a site's metric is shown in a masked round")
-    if any((site.declared_train_size is None) != fact.hides_sizes for site in record.sites):
-        raise ValueError("sizes are hidden at all sites or at none")
-    if record.status == "void" or not fact.is_masked:
-        return
-    if sorted(fact.survivors) != sorted(used) or len(used) < fact.min_survivors:
-        raise ValueError("the sum is about the sites that contributed, and enough of them")
-    if len(fact.unmasked_by) < fact.threshold:
-        raise ValueError("masks came off without enough shares")
+    check_round(
+        record.masking,
+        is_void=record.status == "void",
+        used=[site.site_id for site in record.sites if site.status is SiteStatus.CONTRIBUTED],
+        sizes=[site.declared_train_size for site in record.sites],
+        tells=any(site.train_metrics or site.evaluate_metrics for site in record.sites),
+    )
 
 
 def _check_spec(record: RoundRecord) -> None:

@@ -26,8 +26,8 @@ from fedhealth.report.record import (
     record_digest,
     round_order,
     round_stem,
-    run_record,
 )
+from fedhealth.report.run_record import run_record
 
 
 def render_round(

@@ -13,9 +13,9 @@ from fedhealth.report.record import (
     canonical_json,
     round_order,
     round_stem,
-    run_record,
 )
 from fedhealth.report.render import render_round, render_run
+from fedhealth.report.run_record import run_record
 
 log = logging.getLogger("fedhealth.report")
 _MODE = 0o644  # a report is made to be handed on; the folder above it decides who may enter

@@ -21,7 +21,7 @@ def kept_coordinates(
     """Positions that travel, in order; None when all do. Every position is kept with the same chance, on its own.
 
     Args:
-        manifest_sha256: names the round; the choice is public, and nobody could choose it before.
+        manifest_sha256: names the round; the choice is public, and depends on all of the manifest.
         num_elements: of the model.
         kept_share: in (0, 1], in steps of 2**-16.
     """

@@ -86,8 +86,34 @@ def encode(given: SumInput, layout: MaskedLayout, randomness: Randomness) -> Wor
         (tail.evaluate_metrics, given.evaluate_metrics),
     ):
         numbers += _metric_numbers(names, metrics, given.weight)
-    words[layout.num_values :] = _limbs(numbers, layout, kind)
+    end = layout.num_values + layout.num_tail_words
+    words[layout.num_values : end] = _limbs(numbers, layout, kind)
+    words[end:] = 1
     return words
+
+
+def with_check_words(whole: NDArray[np.int64], layout: MaskedLayout) -> Words:
+    """A noised part of a sum, (num_values,) int64, as the words of one site.
+
+    Raises:
+        MaskingError: FH-SECAGG-006 another length, or the layout has a tail.
+    """
+    if layout.tail is not None or whole.shape != (layout.num_values,):
+        raise _misfit("the noised sum has another length than the round's vector")
+    words: Words = np.ones(layout.num_words, dtype=word_type(layout.modulus_bits))
+    words[: layout.num_values] = whole.view(np.uint64).astype(words.dtype)
+    return words
+
+
+def check_sum(total: Words, layout: MaskedLayout, num_sites: int) -> None:
+    """Does the unmasked sum count exactly its sites?
+
+    Raises:
+        MaskingError: FH-SECAGG-007 it does not: a share was wrong, or a site answered another manifest.
+    """
+    counts = total[layout.num_values + layout.num_tail_words :]
+    if not bool((counts == num_sites % (1 << layout.modulus_bits)).all()):
+        raise _no_sum()
 
 
 def decode(total: Words, layout: MaskedLayout) -> SumOutput:
@@ -99,15 +125,11 @@ def decode(total: Words, layout: MaskedLayout) -> SumOutput:
     tail = layout.tail
     if tail is None:
         raise _misfit("a noised sum has no tail")
-    numbers = _from_limbs(total[layout.num_values :], layout)
+    end = layout.num_values + layout.num_tail_words
+    numbers = _from_limbs(total[layout.num_values : end], layout)
     weight, num_cut = numbers[0], numbers[1]
     if not 1 <= weight <= layout.num_sites * layout.max_weight:
-        raise MaskingError(
-            "FH-SECAGG-007",
-            "the unmasked sum is not one that these sites can have.",
-            why="A site answered another manifest, gave a wrong share, or does not keep the protocol.",
-            fix="The round is void. If it stays, compare versions with `fedhealth --version`.",
-        )
+        raise _no_sum()
     mean = signed(total[: layout.num_values], layout.modulus_bits).astype(np.float64)
     mean *= layout.step / weight
     train, evaluate = _metric_means(numbers[2:], tail.train_metrics, tail.evaluate_metrics)
@@ -189,6 +211,15 @@ def _from_limbs(words: Words, layout: MaskedLayout) -> list[int]:
         sum(limb << (layout.limb_bits * index) for index, limb in enumerate(group))
         for group in groups
     ]
+
+
+def _no_sum() -> MaskingError:
+    return MaskingError(
+        "FH-SECAGG-007",
+        "the unmasked sum is not one that these sites can have.",
+        why="A site answered another manifest, gave a wrong share, or does not keep the protocol.",
+        fix="The round is void. If it stays, compare versions with `fedhealth --version`.",
+    )
 
 
 def _misfit(reason: str) -> MaskingError:

@@ -15,6 +15,8 @@ NUMBER_BITS: Final = 96
 """Of one number of the tail: a weight times a metric in fixed point, with room to spare."""
 MOST_MODULUS_BITS: Final = 63
 """One bit below a word: a sum is read as a signed number."""
+CHECK_WORDS: Final = 2
+"""Each site puts a one into each: an unmasked sum that does not count its sites is noise."""
 METRIC_FRACTION_BITS: Final = 20
 """Metrics have at most four significant digits; a millionth is finer than any of them that matters."""
 
@@ -39,7 +41,7 @@ class TailLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLayout:
-    """One round's masked vector: `num_values` words of the model, then the tail.
+    """One round's masked vector: `num_values` words of the model, the tail, and words that count the sites.
 
     Attributes:
         num_sites: sites of the cohort.
@@ -94,8 +96,12 @@ class MaskedLayout:
     @property
     def num_words(self) -> int:
         """Words of the whole vector."""
-        numbers = 0 if self.tail is None else self.tail.num_numbers
-        return self.num_values + numbers * self.num_limbs
+        return self.num_values + self.num_tail_words + CHECK_WORDS
+
+    @property
+    def num_tail_words(self) -> int:
+        """Words of the tail."""
+        return 0 if self.tail is None else self.tail.num_numbers * self.num_limbs
 
     @property
     def num_bytes(self) -> int:

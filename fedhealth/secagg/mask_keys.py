@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhealth.contracts.codes import DropCode
-from fedhealth.evidence.signing import read_private, write_private
+from fedhealth.durable import write_atomically
+from fedhealth.evidence.signing import read_private
 from fedhealth.secagg.refusals import MaskingRefusedError
 
 PROTOCOL: Final = "fedhealth-secagg/1"
@@ -50,7 +51,7 @@ class RunKey:
         """
         if not path.exists():
             new = X25519PrivateKey.generate()
-            write_private(path, new.private_bytes_raw())
+            write_atomically(path, new.private_bytes_raw())
             return cls(new)
         raw = read_private(path)
         if len(raw) != KEY_BYTES:

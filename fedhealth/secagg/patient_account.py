@@ -22,7 +22,7 @@ class NoisedSums:
 
     Attributes:
         by_run: what one round of a run costs.
-        planned: all rounds of all runs.
+        planned: all rounds of all runs, spare ones included.
         clipping_norm: of the unit.
         noise_multiplier: the least over the runs, of the honest sites' noise together over the unit's sensitivity.
     """
@@ -48,8 +48,14 @@ def noised_sums(study: Study, num_elements: Mapping[str, int]) -> NoisedSums | N
     if not known:
         return None
     by_run = {name: patient_event(study, plan) for name, plan in known.items()}
+    masks = study.secure_aggregation
+    noise = None if masks is None else masks.distributed_privacy
+    spare = 0 if noise is None else noise.spare_rounds
+    longest = max(study.runs, key=lambda run: run.num_rounds).name
     planned = [
-        by_run[run.name].model_copy(update={"steps": run.num_rounds})
+        by_run[run.name].model_copy(
+            update={"steps": run.num_rounds + (spare if run.name == longest else 0)}
+        )
         for run in study.runs
         if run.name in by_run
     ]

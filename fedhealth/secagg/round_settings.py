@@ -18,7 +18,10 @@ from fedhealth.privacy.distributed.plan import (
 from fedhealth.secagg.coordinates import kept_coordinates
 from fedhealth.secagg.layout import MaskedLayout, TailLayout
 from fedhealth.secagg.quorum import least_threshold
+from fedhealth.secagg.refusals import MaskingError
 
+MOST_SITES: Final = 150
+"""Of a masked round: the statement with all commitments then still fits into an envelope."""
 TRAIN_METRICS: Final = frozenset({"train_loss"})
 """Said of training patients; all others are of validation patients."""
 
@@ -35,13 +38,29 @@ def round_masking(
         num_elements: of the model.
 
     Raises:
+        MaskingError: FH-SECAGG-014 more sites than `MOST_SITES`, FH-SECAGG-015 more than the noise is planned for.
         PrivacyError: no noise and grid fit the study's distributed privacy.
     """
     masks = study.secure_aggregation
     if masks is None:
         return None
+    if num_sites > MOST_SITES:
+        raise MaskingError(
+            "FH-SECAGG-014",
+            f"{num_sites} sites are in the round; masks are for at most {MOST_SITES}.",
+            why="What each site has to be shown of the others would not fit into one signed statement.",
+            fix="Admit fewer sites, or take `secure_aggregation` out of the study.",
+        )
     noise = None
     if masks.distributed_privacy is not None:
+        most = masks.distributed_privacy.num_sites
+        if num_sites > most:
+            raise MaskingError(
+                "FH-SECAGG-015",
+                f"{num_sites} sites are in the round, distributed_privacy.num_sites is {most}.",
+                why="The mean is divided by num_sites, and the sum has room for so many only.",
+                fix="Set it to the number of sites that the consortium admits.",
+            )
         plan = _plan(study, masks, masks.distributed_privacy, num_elements)
         noise = DistributedNoise(
             unit=plan.unit,
@@ -167,9 +186,12 @@ def _plan(
 ) -> DistributedPlan:
     honest = least_survivors(study, masks) - masks.colluding
     most = noise.num_sites if noise.unit == "site" else noise.num_sites * masks.max_train_size
-    return _cached_plan(
-        noise, num_elements, honest, most, sum(run.num_rounds for run in study.runs)
-    )
+    return _cached_plan(noise, num_elements, honest, most, planned_sums(study, noise))
+
+
+def planned_sums(study: Study, noise: DistributedPrivacy) -> int:
+    """Every round of every run, and the spare rounds."""
+    return sum(run.num_rounds for run in study.runs) + noise.spare_rounds
 
 
 @lru_cache(maxsize=64)
@@ -204,5 +226,5 @@ def _cached_plan(
 
 
 def rotation_seed(manifest_sha256: str) -> bytes:
-    """32 public bytes for the rotation of a round: the same at all sites, and nobody's choice."""
+    """32 public bytes for the rotation of a round: the same at all sites, different in every round."""
     return hashlib.sha256(f"fedhealth/secagg/rotation/1|{manifest_sha256}".encode()).digest()

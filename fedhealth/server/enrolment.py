@@ -228,8 +228,19 @@ def issue_roster(home: ServerHome, path: Path) -> Issued:
         ),
         issued_at=utc_now(),
     )
-    write_atomically(path, roster.sign(key).to_bytes(), mode=0o644)
+    signed = roster.sign(key).to_bytes()
+    write_atomically(path, signed, mode=0o644)
+    write_atomically(home.issued_roster, signed)
     return Issued(path=path, key_ids={line.entry.site_id: line.entry.key_id for line in lines})
+
+
+def issued_sites(home: ServerHome) -> frozenset[str]:
+    """Sites of the roster that was last issued; none before one was."""
+    if not home.issued_roster.exists():
+        return frozenset()
+    envelope = Envelope.from_bytes(home.issued_roster.read_bytes())
+    roster = open_statement(StudyRoster, envelope, SigningKey.load(home.signing_key).public)
+    return frozenset(site.site_id for site in roster.sites)
 
 
 def revoke(home: ServerHome, site_id: str) -> None:

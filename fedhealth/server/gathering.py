@@ -99,5 +99,17 @@ def no_mask_keys(present: int, wanted: int) -> QuorumError:
         "FH-QUORUM-004",
         f"{present} of at least {wanted} sites gave a key for secure aggregation.",
         why="Without a key a site cannot mask its update; nothing was trained.",
-        fix="Look at the codes in logs/serverapp.log; sites that have not pinned the roster do not start.",
+        fix="Run `fedhealth server roster` and let every site pin it (`fedhealth site pin`): a site that is not on it "
+        "is not asked. logs/serverapp.log has the codes of the others.",
+    )
+
+
+def opened_before() -> QuorumError:
+    """A round's sum was to be opened for some sites, and one of them is gone."""
+    return QuorumError(
+        "FH-QUORUM-005",
+        "the sum of this round was to be opened for a list of sites, and one of them is not there.",
+        why="Some sites have given shares for that list, and give none for another: two sums of one round would show "
+        "the site in between.",
+        fix="Bring that site back (`fedhealth server status`), then run `fedhealth server run` again.",
     )

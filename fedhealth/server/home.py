@@ -41,6 +41,11 @@ class RunFolder:
         return self.root / "mask_keys.json"
 
     @property
+    def opened_sum(self) -> Path:
+        """For which sites the sum of a round was to be opened: no other list of that round will be."""
+        return self.root / "opened_sum.json"
+
+    @property
     def spool(self) -> Path:
         """Updates of the round at work; empty between rounds."""
         return self.root / "spool"
@@ -91,6 +96,11 @@ class ServerHome:
     def roster(self) -> Path:
         """Who is admitted, and who was revoked."""
         return self.root / "roster.json"
+
+    @property
+    def issued_roster(self) -> Path:
+        """The roster that was last issued for all sites to pin."""
+        return self.root / "issued_roster.json"
 
     @property
     def ledger_places(self) -> Path:

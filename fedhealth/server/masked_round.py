@@ -36,6 +36,7 @@ from fedhealth.server.roster import RosterLine
 log = logging.getLogger("fedhealth.server")
 TRIP_S: Final = 120.0
 """Longest wait for an unmasking trip: a site has little to do in it, and those that are gone are not needed."""
+UNMASK_TRIES: Final = 2
 GRACE_S: Final = 0.5
 """Once a threshold of sites answered, how long the others may still do so: more shares are held against each other."""
 
@@ -79,6 +80,8 @@ class Masking:
     folder: RunFolder
     signing_key: SigningKey = field(repr=False)
     transport: RoundTransport
+    issued: frozenset[str]
+    """Sites of the roster that was last issued for all to pin."""
     _keys: dict[str, Envelope] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,8 +90,12 @@ class Masking:
             for site_id, envelope in read_json(self.folder.mask_keys).items()
         }
 
-    def with_keys(self, cohort: Sequence[RosterLine]) -> list[RosterLine]:
-        """The sites of a cohort whose key of this run is known; those without one are asked first."""
+    def with_keys(self, online: Sequence[RosterLine]) -> list[RosterLine]:
+        """The sites of a cohort whose key of this run is known; those without one are asked first.
+
+        A site that is not on the roster that was issued is not asked: the others have not pinned it.
+        """
+        cohort = [line for line in online if line.entry.site_id in self.issued]
         missing = [line for line in cohort if not self._has_key(line)]
         if missing:
             request = KeyRequest(
@@ -111,6 +118,19 @@ class Masking:
                 self.folder.mask_keys, {site: key.model_dump() for site, key in self._keys.items()}
             )
         return [line for line in cohort if self._has_key(line)]
+
+    def only_opened(
+        self, cohort: Sequence[RosterLine], *, kind: str, round_number: int
+    ) -> list[RosterLine] | None:
+        """The cohort of a further attempt: the very sites for which this round's sum was to be opened before.
+
+        None when one of them is not there: the others would refuse any other list.
+        """
+        opened = read_json(self.folder.opened_sum)
+        if (opened.get("kind"), opened.get("round_number")) != (kind, round_number):
+            return list(cohort)
+        kept = [line for line in cohort if line.entry.site_id in opened["survivors"]]
+        return kept if len(kept) == len(opened["survivors"]) else None
 
     def key_of(self, site_id: str) -> Envelope:
         """A site's signed key. Raises KeyError when it is not known."""
@@ -150,9 +170,17 @@ class Masking:
                     log.warning("masks stay on: %d sites agreed", masked.agreed)
                     masked.has_failed = True
                     return None
-            masked.unmask_trips += 1
-            self._trip(total, "unmask", None, lambda: total.has_shares, shares=total.take_shares)
+            opened = {"kind": manifest.kind, "round_number": manifest.round_number}
+            write_json(self.folder.opened_sum, opened | {"survivors": list(total.survivors)})
+            for _ in range(UNMASK_TRIES):  # the same list again: sites answer it as before
+                masked.unmask_trips += 1
+                self._trip(
+                    total, "unmask", None, lambda: total.has_shares, shares=total.take_shares
+                )
+                if total.has_shares:
+                    break
             words = total.remove_masks()
+            fixed_point.check_sum(words, masked.layout, len(total.survivors))
             return self._total(words, masked.layout, manifest, manifest_sha256, origin)
         except MaskingError as error:
             log.warning("masks stay on: %s", error.code)
@@ -201,7 +229,7 @@ class Masking:
     ) -> MaskedTotal:
         plan = distributed_plan(self.study, manifest.spec.num_elements)
         if plan is not None:
-            whole = fixed_point.signed(words, layout.modulus_bits)
+            whole = fixed_point.signed(words[: layout.num_values], layout.modulus_bits)
             noised = decode_noised(whole, plan, rotation_seed(manifest_sha256))
             mean = noised / self._denominator()
             return MaskedTotal(

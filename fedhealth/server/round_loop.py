@@ -29,7 +29,7 @@ from fedhealth.secagg.round_settings import distributed_plan, round_masking
 from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
-from fedhealth.server.gathering import Gathering, no_mask_keys
+from fedhealth.server.gathering import Gathering, no_mask_keys, opened_before
 from fedhealth.server.home import RunFolder
 from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.masked_round import Masking
@@ -64,6 +64,8 @@ class RoundLoop:
     recorder: RunRecorder
     ledger_places: LedgerPlaces
     first_attempt: int
+    issued: frozenset[str] = frozenset()
+    """Sites of the roster that all sites were asked to pin; for studies with masks."""
     _gathering: Gathering = field(init=False)
     _masking: Masking | None = field(init=False, default=None)
 
@@ -75,6 +77,7 @@ class RoundLoop:
                 folder=self.folder,
                 signing_key=self.signing_key,
                 transport=self.transport,
+                issued=self.issued,
             )
         self._gathering = Gathering(
             rules=self.study.federation, presence=self.transport, waiting=self.recorder.waiting
@@ -114,7 +117,7 @@ class RoundLoop:
     def _train_round(self, now: Checkpoint, attempt: int) -> tuple[RoundOutcome, Checkpoint]:
         """One round: cohort, manifest, exchange, masks off, fold, checkpoint."""
         clock = Stopwatch()
-        cohort = self._cohort("train")
+        cohort = self._cohort("train", now.round_number + 1)
         clock.lap("gather")
         spool = Spool(self.folder.spool)
         manifest = self._manifest(now, cohort, attempt, "train")
@@ -149,23 +152,27 @@ class RoundLoop:
     def _evaluate_round(self, now: Checkpoint, attempt: int) -> RoundOutcome:
         """The closing trip: everybody gets the final model and tells its metrics."""
         clock = Stopwatch()
-        cohort = self._cohort("evaluate")
+        cohort = self._cohort("evaluate", now.round_number + 1)
         clock.lap("gather")
         manifest = self._manifest(now, cohort, attempt, "evaluate")
         return self._exchange(manifest, now, cohort, Spool(self.folder.spool), clock)
 
-    def _cohort(self, kind: Literal["train", "evaluate"]) -> list[RosterLine]:
+    def _cohort(self, kind: Literal["train", "evaluate"], round_number: int) -> list[RosterLine]:
         """Who is asked: all that are online, and with masks those whose key of this run is known.
 
         Raises:
-            QuorumError: see `Gathering.gather`; FH-QUORUM-004 too few sites gave a key.
+            QuorumError: see `Gathering.gather`; FH-QUORUM-004 too few sites gave a key, FH-QUORUM-005 a site is
+                missing for which this round's sum was to be opened before.
         """
+        masking, least = self._masking, self.study.federation.min_cohort
+        if masking is None:
+            return self._gathering.gather(kind)
         for _ in range(self.study.federation.max_void_rounds):
-            cohort = self._gathering.gather(kind)
-            known = cohort if self._masking is None else self._masking.with_keys(cohort)
-            if len(known) >= self.study.federation.min_cohort:
-                return known
-        raise no_mask_keys(len(known), self.study.federation.min_cohort)
+            known = masking.with_keys(self._gathering.gather(kind))
+            chosen = masking.only_opened(known, kind=kind, round_number=round_number)
+            if chosen is not None and len(chosen) >= least:
+                return chosen
+        raise no_mask_keys(len(known), least) if len(known) < least else opened_before()
 
     def _manifest(
         self,

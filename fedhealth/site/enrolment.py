@@ -208,6 +208,7 @@ def read_roster_file(home: SiteHome, path: Path) -> OfferedRoster:
         site_id: "new" if site_id not in old else "same" if old[site_id] == key_id else "CHANGED"
         for site_id, key_id in key_ids.items()
     }
+    changes |= dict.fromkeys(set(old) - set(key_ids), "gone")
     return OfferedRoster(
         study_id=claimed.study_id, key_ids=key_ids, changes=changes, envelope=envelope
     )

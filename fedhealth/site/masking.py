@@ -31,7 +31,7 @@ from fedhealth.secagg.coordinates import kept_coordinates
 from fedhealth.secagg.guard import Floors, Guard
 from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_keys import RunKey
-from fedhealth.secagg.mask_stream import Words, word_type
+from fedhealth.secagg.mask_stream import Words
 from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.round_settings import (
     distributed_plan,
@@ -112,6 +112,7 @@ class SiteMasking:
                 raise MaskingRefusedError(DropCode.SECAGG_SETTINGS, "the study has no masks")
             return None
         self._guard.check_settings(manifest, expected)
+        self._check_newer(manifest)
         site = self._site(manifest, envelope.payload_digest)
         layout = round_layout(manifest, envelope.payload_digest, study)
         if layout is None:
@@ -136,7 +137,7 @@ class SiteMasking:
         signed = Envelope.model_validate(state["manifest"])
         manifest = open_statement(Manifest, signed, self._pinned.server_key)
         site = self._site(manifest, signed.payload_digest)
-        accepted = state.get("survivors")
+        accepted = self._opened(manifest) or state.get("survivors")
         if request.step == "agree":
             said = site.agree(request, payload, accepted)
             write_json(path, state | {"survivors": list(request.survivors)})
@@ -145,9 +146,44 @@ class SiteMasking:
             )
         statement, shares = site.shares(request, payload, accepted)
         write_json(path, state | {"survivors": list(request.survivors)})
+        self._remember_opened(manifest, list(request.survivors))
         return SignedAnswer(
             outbound=release_shares(shares), contribution=statement.sign(self._pinned.signing_key)
         )
+
+    def _check_newer(self, manifest: Manifest) -> None:
+        """A mask of a round that was masked before would use the same pairwise masks again, or forget a list."""
+        last = read_json(self._state(manifest.run_name)).get("place", [0, 0, 0])
+        if _place(manifest) <= last:
+            raise MaskingRefusedError(
+                DropCode.MANIFEST_REPLAYED,
+                "this site has masked that round, or a later one, before",
+            )
+
+    def _opened(self, manifest: Manifest) -> list[str] | None:
+        """The list that this site gave shares for in an earlier attempt at this round, or from the same model.
+
+        Local training repeats itself: two sums of one round over two lists would show the site in between.
+        """
+        for entry in read_json(self._opened_path(manifest.run_name)).get("sums", []):
+            is_same_round = entry["round_number"] == manifest.round_number
+            is_same_model = entry["model_sha256"] == manifest.model_sha256
+            if entry["kind"] == manifest.kind and (is_same_round or is_same_model):
+                survivors: list[str] = entry["survivors"]
+                return survivors
+        return None
+
+    def _remember_opened(self, manifest: Manifest, survivors: list[str]) -> None:
+        path = self._opened_path(manifest.run_name)
+        sums = read_json(path).get("sums", [])
+        entry = {
+            "kind": manifest.kind,
+            "round_number": manifest.round_number,
+            "model_sha256": manifest.model_sha256,
+            "survivors": survivors,
+        }
+        if entry not in sums:
+            write_json(path, {"sums": [*sums, entry]})
 
     def _site(self, manifest: Manifest, digest: str) -> MaskingSite:
         return MaskingSite(
@@ -184,6 +220,9 @@ class SiteMasking:
 
     def _state(self, run_name: str) -> Path:
         return self._folder(run_name) / "round.json"
+
+    def _opened_path(self, run_name: str) -> Path:
+        return self._folder(run_name) / "opened.json"
 
     def _folder(self, run_name: str) -> Path:
         return self._pinned.folder.state / run_name / "masking"
@@ -238,7 +277,7 @@ class RoundMask:
                 "a mask is used once: two vectors under it would show their difference"
             )
         words = (
-            self._noised_words(cleared)
+            fixed_point.with_check_words(cleared.whole, self.layout)
             if isinstance(cleared, ClearedSum)
             else self._words(cleared, origin)
         )
@@ -248,17 +287,11 @@ class RoundMask:
             {
                 "manifest_sha256": self._envelope.payload_digest,
                 "manifest": json.loads(self._envelope.to_bytes()),
+                "place": _place(self._manifest),
             },
         )
         self.commitment = masked.commitment
         return Masked(payload=masked.payload, num_words=self.layout.num_words)
-
-    def _noised_words(self, cleared: ClearedSum) -> Words:
-        if self._plan is None or cleared.whole.size != self.layout.num_words:
-            raise MaskingError("FH-SECAGG-006", "a noised sum does not fit the round's layout.")
-        kind = word_type(self.layout.modulus_bits)
-        words: Words = cleared.whole.view(np.uint64).astype(kind)  # type: ignore[assignment]  # one of the two kinds
-        return words
 
     def _words(self, cleared: Cleared, origin: Vector) -> Words:
         masking = self._manifest.masking
@@ -281,6 +314,11 @@ class RoundMask:
             self.layout,
             Randomness.from_os(),
         )
+
+
+def _place(manifest: Manifest) -> list[int]:
+    """Order of manifests in a run: rounds, then attempts; the closing evaluation has a round number of its own."""
+    return [manifest.round_number, int(manifest.kind == "evaluate"), manifest.attempt]
 
 
 def is_masking_request(header: Mapping[str, object]) -> bool:

@@ -27,8 +27,11 @@ def texts(findings: list[Finding], level: str) -> str:
     return " ".join(finding.text for finding in findings if finding.level == level)
 
 
-def test_the_blank_template_has_no_findings() -> None:
-    assert check() == []
+def test_the_blank_template_has_notes_on_its_masks_and_no_other_finding() -> None:
+    assert {(finding.level, finding.code) for finding in check()} == {
+        ("note", "FH-SECAGG-021"),
+        ("note", "FH-SECAGG-026"),
+    }
 
 
 def test_an_unknown_strategy_option_is_an_error_that_lists_the_known_ones() -> None:
@@ -48,12 +51,14 @@ def test_fedper_without_a_private_head_is_an_error() -> None:
 
 def test_a_strategy_that_is_not_installed_is_told_once() -> None:
     findings = check(runs=runs(name="fedavgg"))
-    assert [finding.code for finding in findings] == ["FH-CONFIG-010"]
+    assert [finding.code for finding in findings if finding.level != "note"] == ["FH-CONFIG-010"]
 
 
 def test_errors_come_first() -> None:
-    findings = check(federation={"min_cohort": 2}, runs=runs(name="fedper"))
-    assert [finding.level for finding in findings] == ["error", "warning"]
+    findings = check(
+        federation={"min_cohort": 2}, runs=runs(name="fedper"), secure_aggregation=None
+    )
+    assert [finding.level for finding in findings] == ["error", "warning", "note"]
 
 
 def test_checking_imports_no_torch() -> None:

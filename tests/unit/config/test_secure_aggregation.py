@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from fedhealth.cli.masking_findings import masking_findings
 from fedhealth.config.study import Study
+from fedhealth.secagg.refusals import MaskingError
 from fedhealth.secagg.round_settings import round_masking, weighs_by_size
 
 from ..conftest import study_content  # noqa: TID252 - tests are no installed package
@@ -86,6 +87,15 @@ def test_the_manifest_s_threshold_holds_against_the_colluding_sites() -> None:
         assert asked.threshold <= num_sites
 
 
+def test_more_sites_than_a_round_can_hold_are_refused() -> None:
+    study = made({})
+    with pytest.raises(MaskingError, match="FH-SECAGG-014"):
+        round_masking(study, study.runs[0], num_sites=151, num_elements=10)
+    noised = made({"distributed_privacy": SITE_NOISE})
+    with pytest.raises(MaskingError, match="FH-SECAGG-015"):
+        round_masking(noised, noised.runs[0], num_sites=21, num_elements=10)
+
+
 def test_noise_needs_equal_weights() -> None:
     assert weighs_by_size(made({}), made({}).runs[0])
     noised = made({"distributed_privacy": SITE_NOISE})
@@ -98,9 +108,12 @@ def codes(study: Study) -> dict[str, str]:
 
 def test_study_check_tells_bits_noise_and_what_cannot_be() -> None:
     assert codes(Study.model_validate(study_content())) == {"FH-SECAGG-020": "note"}
-    assert codes(made({})) == {"FH-SECAGG-021": "note"}
-    assert codes(made({"bits": 24, "max_train_size": 1_000_000})) == {"FH-SECAGG-021": "note"}
-    assert codes(made({"distributed_privacy": SITE_NOISE})) == {"FH-SECAGG-024": "note"}
+    assert codes(made({})) == {"FH-SECAGG-021": "note", "FH-SECAGG-026": "note"}
+    large = {"bits": 24, "max_train_size": 1_000_000}
+    assert codes(made(large))["FH-SECAGG-021"] == "note"
+    silent = {"release": {"metrics": []}}
+    assert codes(made({"distributed_privacy": SITE_NOISE}, **silent)) == {"FH-SECAGG-024": "note"}
+    assert codes(made({"distributed_privacy": SITE_NOISE}))["FH-SECAGG-027"] == "warning"
     coarse = SITE_NOISE | {"modulus_bits": 8}
     assert "error" in codes(made({"distributed_privacy": coarse})).values()
 

@@ -14,14 +14,13 @@ from fedhealth.report.attestation import Attestation, attestations
 from fedhealth.report.record import (
     NotEvidenced,
     RoundRecord,
-    RunRecord,
     SiteFact,
     SiteStatus,
     canonical_json,
     mean_metrics,
     record_digest,
-    run_record,
 )
+from fedhealth.report.run_record import RunRecord, run_record
 from fedhealth.report.schema import MetricName
 from fedhealth.testing.example_rounds import (
     bare_run,

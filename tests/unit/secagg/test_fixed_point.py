@@ -12,9 +12,11 @@ from fedhealth.secagg.fixed_point import (
     SumInput,
     _from_limbs,
     _limbs,
+    check_sum,
     decode,
     encode,
     signed,
+    with_check_words,
 )
 from fedhealth.secagg.layout import NUMBER_BITS, MaskedLayout, TailLayout
 from fedhealth.secagg.mask_stream import reduce_words, word_type
@@ -210,3 +212,23 @@ def test_words_are_read_as_signed_numbers_of_the_modulus(bits: int) -> None:
     values = sorted(v for v in {-half, -1, 0, half - 1} if -half <= v < half)
     words = np.array([value % 2**bits for value in values], dtype=np.uint64)
     assert signed(words.astype(word_type(bits)), bits).tolist() == values
+
+
+def test_a_sum_that_does_not_count_its_sites_is_refused() -> None:
+    kind = MaskedLayout(
+        num_sites=5,
+        num_values=8,
+        levels=1,
+        value_range=1.0,
+        max_weight=1,
+        tail=None,
+        fixed_modulus_bits=24,
+    )
+    parts = [with_check_words(np.full(8, n, dtype=np.int64), kind) for n in range(3)]
+    total = sum(parts[1:], start=parts[0])
+    check_sum(total, kind, 3)
+    for wrong in (2, 4):
+        with pytest.raises(MaskingError, match="FH-SECAGG-007"):
+            check_sum(total, kind, wrong)
+    with pytest.raises(MaskingError, match="FH-SECAGG-006"):
+        with_check_words(np.zeros(9, dtype=np.int64), kind)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhealth.secagg.fixed_point import SumInput
-from fedhealth.secagg.layout import MaskedLayout, TailLayout
+from fedhealth.secagg.layout import CHECK_WORDS, MaskedLayout, TailLayout
 from fedhealth.secagg.refusals import MaskingError
 
 TAIL = TailLayout(train_metrics=("train_loss",), evaluate_metrics=("auc",))
@@ -41,17 +41,18 @@ def test_the_modulus_is_the_smallest_that_holds_every_sum_with_its_sign(
 def test_a_hundred_sites_have_a_layout_of_this_size() -> None:
     kind = layout()
     assert (kind.modulus_bits, kind.limb_bits, kind.num_limbs) == (35, 28, 4)
-    assert kind.num_words == 1000 + 6 * 4
-    assert kind.num_bytes == 128 * 35
+    assert kind.num_words == 1000 + 6 * 4 + CHECK_WORDS
+    assert kind.num_bytes == 129 * 35
 
 
 def test_an_evaluation_has_a_tail_and_nothing_else() -> None:
-    assert layout(num_values=0).num_words == 6 * layout().num_limbs
+    assert layout(num_values=0).num_words == 6 * layout().num_limbs + CHECK_WORDS
 
 
 def test_a_noised_sum_has_its_own_modulus_and_no_tail() -> None:
     kind = layout(tail=None, fixed_modulus_bits=24)
-    assert (kind.modulus_bits, kind.num_words, kind.num_bytes) == (24, 1000, 125 * 24)
+    assert (kind.modulus_bits, kind.num_words) == (24, 1000 + CHECK_WORDS)
+    assert kind.num_bytes == 126 * 24
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from fedhealth.evidence.statements import Manifest
 from fedhealth.flower.strategy_adapter import build_aggregator
 from fedhealth.secagg.guard import Guard
 from fedhealth.server.checkpoint import Checkpoint, read_last_checkpoint
+from fedhealth.server.enrolment import issued_sites
 from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.messages import RawReply
 from fedhealth.server.outcomes import RoundOutcome, SiteOutcome
@@ -30,7 +31,8 @@ from fedhealth.site.sessions import Sessions
 
 from ..conftest import Consortium, study_content  # noqa: TID252 - tests are no installed package
 
-MASKS: dict[str, Any] = {"min_survivors": 3, "value_range": 8.0}
+MASKS: dict[str, Any] = {"min_survivors": 3, "value_range": 8.0, "colluding": 0}
+"""With nobody colluding: five sites then survive two that drop out."""
 
 
 def masked_content(masks: dict[str, Any] | None = None, **rules: Any) -> dict[str, Any]:
@@ -48,6 +50,9 @@ class Site:
         self.restart()
 
     def restart(self) -> None:
+        path = self.home.config_path
+        if "secure_aggregation" not in path.read_text():
+            path.write_text(path.read_text() + "secure_aggregation: {colluding: 0}\n")
         self.pinned = self.consortium.pinned(self.site_id)
         self.account = SiteAccount(self.home, self.pinned)
         self.sessions = Sessions(self.home, self.pinned)
@@ -181,6 +186,7 @@ def loop_of(sites: Sites) -> tuple[RoundLoop, Notes, Checkpoint]:
         recorder=notes,
         ledger_places=LedgerPlaces(consortium.server.ledger_places),
         first_attempt=1,
+        issued=issued_sites(consortium.server),
     )
     return loop, notes, start
 

@@ -1,5 +1,6 @@
 """Distributed noise under the masks, in whole rounds in memory: of sites, and of single patients."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from fedhealth.evidence.statements import Contribution, open_statement
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.events import DistributedSkellam
+from fedhealth.report.record import VoidReason
+from fedhealth.secagg.statements import Shares
 from fedhealth.server.records import round_record
 
-from .masked import Sites, loop_of, masked_content, run
+from .masked import Sites, ask, loop_of, masked_content, reply, run, silent
 
 FIVE = ("site-1", "site-2", "site-3", "site-4", "site-5")
 NOISE: dict[str, Any] = {
@@ -51,7 +54,8 @@ def test_nothing_but_the_noised_vector_is_in_the_mask(new_consortium: Any) -> No
     outcome, _ = loop._train_round(start, 1)
     assert outcome.masked is not None
     assert outcome.masked.layout.tail is None
-    assert outcome.masked.layout.num_words == 128  # 100 values, filled up to a power of two
+    # 100 values, filled up to a power of two, and two words that count the sites.
+    assert outcome.masked.layout.num_words == 128 + 2
 
 
 def test_the_sum_is_on_the_account_of_sites_and_of_patients(new_consortium: Any) -> None:
@@ -147,6 +151,40 @@ def test_patients_gradients_make_one_global_step(new_consortium: Any) -> None:
         (own,) = site.privacy.study_events
         assert isinstance(own, DistributedSkellam)
         assert own.unit == "patient"
+
+
+def test_a_wrong_share_makes_a_noised_round_void_not_wrong(new_consortium: Any) -> None:
+    """Exactly a threshold of answers, one of them false: nothing but the counting words can tell."""
+    sites = noised(new_consortium)
+
+    def lies(all_sites: Sites, site_id: str, envelope: Any, payload: bytes) -> Any:
+        honest = ask(all_sites, site_id, envelope, payload)
+        wrong = bytes(32) + b"\x01" + honest.payload[33:]
+        key = all_sites.consortium.site_key(site_id)
+        said = open_statement(Shares, honest.envelope, key.public).model_copy(
+            update={"shares_sha256": hashlib.sha256(wrong).hexdigest()}
+        )
+        return reply(site_id, said.sign(key), wrong)
+
+    sites.faults = {("site-1", "unmask"): lies}
+    sites.faults |= {(f"site-{n}", "unmask"): silent for n in (4, 5)}
+    loop, _, start = loop_of(sites)
+    outcome, after = loop._train_round(start, 1)
+    assert outcome.void_reason is VoidReason.MASKS_NOT_REMOVED
+    assert (after.vector == 0).all()
+
+
+def test_spare_rounds_pay_for_a_round_that_must_be_repeated(new_consortium: Any) -> None:
+    sites = noised(new_consortium, spare_rounds=1)
+    sites.faults = {(f"site-{n}", "unmask"): silent for n in (1, 2, 3)}
+    loop, _, start = loop_of(sites)
+    first, _ = loop._train_round(start, 1)
+    assert first.status == "void"
+    sites.faults.clear()
+    now = start
+    for number in range(3):
+        outcome, now = loop._train_round(now, 2 if number == 0 else 1)
+        assert outcome.status == "complete", [s.drop_code for s in outcome.sites]
 
 
 def test_what_sites_sign_about_their_patients_does_not_tell_their_size(new_consortium: Any) -> None:

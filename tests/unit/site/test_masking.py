@@ -1,5 +1,6 @@
 """What a hospital's worker does with requests of secure aggregation, and what it remembers across restarts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from fedhealth.config.load import load_site
 from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import ConfigError, GateRefusedError, IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey
-from fedhealth.evidence.statements import StudyRoster, open_statement
+from fedhealth.evidence.statements import Manifest, StudyRoster, open_statement
 from fedhealth.gate.gate import ReleaseTerms, clear_metrics, release
 from fedhealth.secagg.refusals import MaskingRefusedError
 from fedhealth.secagg.site_rules import check_site_rules
 from fedhealth.secagg.statements import KeyRequest, MaskKey, UnmaskRequest
-from fedhealth.server.enrolment import issue_roster
+from fedhealth.server.enrolment import issue_roster, revoke
 from fedhealth.site.enrolment import pin_roster, read_roster_file
 from fedhealth.site.home import load_pinned
 from fedhealth.testing.flower_task import flower_task
@@ -119,6 +120,74 @@ def test_an_older_round_cannot_be_unmasked_once_a_newer_one_was_answered(sites: 
     assert refused(sites.sites["site-1"], envelope, payload) is DropCode.SECAGG_UNKNOWN_ROUND
 
 
+def rounds_of(sites: Sites, *attempts: tuple[int, tuple[str, ...]]) -> list[Any]:
+    """Attempts at round 1, each without the named sites, as a server that forgets what it opened."""
+    outcomes = []
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        for attempt, absent in attempts:
+            sites.faults = {(name, "manifest"): lambda *_: None for name in absent}
+            loop.folder.opened_sum.unlink(missing_ok=True)
+            outcome, _ = loop._train_round(start, attempt)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def test_a_second_attempt_at_a_round_opens_no_other_list(sites: Sites) -> None:
+    """Local training repeats itself: two sums of one round would show the site that is in one of them."""
+    first, second, third = rounds_of(sites, (1, ()), (2, ("site-2",)), (3, ()))
+    assert [first.status, second.status, third.status] == ["complete", "void", "complete"]
+    assert second.masked.total.unmasked_by == ()
+
+
+def test_another_round_from_the_same_model_opens_no_other_list(sites: Sites) -> None:
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        loop._train_round(start, 1)
+        sites.faults["site-2", "manifest"] = lambda *_: None
+        outcome, _ = loop._train_round(replace(start, round_number=1), 1)
+    assert outcome.status == "void"
+    assert outcome.masked.total.unmasked_by == ()
+
+
+def test_agreeing_alone_does_not_bind_a_further_attempt(sites: Sites) -> None:
+    sites.faults = {(f"site-{n}", "agree"): lambda *_: None for n in (3, 4)}
+    sites.faults["site-2", "manifest"] = lambda *_: None
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        first, _ = loop._train_round(start, 1)
+        sites.faults.clear()
+        second, _ = loop._train_round(start, 2)
+    assert [first.status, second.status] == ["void", "complete"]
+
+
+def test_the_server_asks_the_same_sites_again_after_it_began_to_open_a_sum(sites: Sites) -> None:
+    """site-4 is late at first; three sites then give no shares. The next attempt is about the same four."""
+    sites.faults = {(f"site-{n}", "unmask"): lambda *_: None for n in (1, 2, 3)}
+    sites.faults["site-4", "manifest"] = lambda *_: None
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        first, _ = loop._train_round(start, 1)
+        sites.faults.clear()
+        second, _ = loop._train_round(start, 2)
+    assert [first.status, second.status] == ["void", "complete"]
+    assert second.masked.total.survivors == ("site-1", "site-2", "site-3", "site-5")
+
+
+def test_a_round_is_masked_once_even_where_the_ledger_forgot_it(sites: Sites) -> None:
+    log = after_a_round(sites)
+    envelope, _ = sent(log, "manifest", "site-1")
+    key = sites.consortium.server_key
+    site, said = sites.sites["site-1"], open_statement(Manifest, envelope, key.public)
+    again = said.model_copy(update={"deadline_s": 9.0})
+    for manifest in (said, again):
+        with pytest.raises(MaskingRefusedError) as error:
+            site.masking.prepare(manifest, manifest.sign(key))
+        assert error.value.drop_code is DropCode.MANIFEST_REPLAYED
+    later = said.model_copy(update={"attempt": 2})
+    assert site.masking.prepare(later, later.sign(key)) is not None
+
+
 def test_a_request_that_the_pinned_server_did_not_sign_is_refused(sites: Sites) -> None:
     log = after_a_round(sites)
     envelope, payload = sent(log, "unmask", "site-1")
@@ -199,7 +268,10 @@ def test_a_site_that_asks_for_masks_refuses_a_study_without(new_consortium: Any)
 
 @pytest.mark.parametrize(
     ("rules", "code"),
-    [("{min_survivors: 4}", "FH-SECAGG-012"), ("{colluding: 1}", "FH-SECAGG-013")],
+    [
+        ("{min_survivors: 4, colluding: 0}", "FH-SECAGG-012"),
+        ("{colluding: 1}", "FH-SECAGG-013"),
+    ],
 )
 def test_a_study_below_the_sites_own_floor_is_refused_at_the_start(
     sites: Sites, rules: str, code: str
@@ -213,7 +285,7 @@ def test_a_study_below_the_sites_own_floor_is_refused_at_the_start(
 def test_a_site_below_whose_floor_a_round_is_refuses_it_while_the_others_go_on(
     sites: Sites,
 ) -> None:
-    set_rules(sites.consortium, "site-1", "{min_survivors: 4}")
+    set_rules(sites.consortium, "site-1", "{min_survivors: 4, colluding: 0}")
     sites.sites["site-1"].restart()
     with flower_task():
         loop, _, start = loop_of(sites)
@@ -225,6 +297,7 @@ def test_a_site_below_whose_floor_a_round_is_refuses_it_while_the_others_go_on(
 
 def test_a_site_larger_than_the_studys_sums_allow_is_told_so(new_consortium: Any) -> None:
     consortium = new_consortium(*FIVE[:3], content=masked_content({"max_train_size": 20}))
+    set_rules(consortium, "site-3", "{colluding: 0}")
     pinned = consortium.pinned("site-3")
     with pytest.raises(ConfigError, match="FH-CONFIG-032"):
         check_site_rules(pinned.study, pinned.config)
@@ -250,6 +323,18 @@ def test_a_roster_shows_what_is_new_and_what_changed(new_consortium: Any, tmp_pa
     }
     pin_roster(home, offered)
     assert set(load_pinned(home, "scripted").roster) == set(FIVE[:4])
+    revoke(consortium.server, "site-2")
+    shrunk = read_roster_file(home, issue_roster(consortium.server, tmp_path / "r.json").path)
+    assert shrunk.changes["site-2"] == "gone"
+
+
+def test_a_site_that_is_not_on_the_issued_roster_is_not_asked(sites: Sites) -> None:
+    sites.consortium.enrol("site-6", 10)
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        outcome, _ = loop._train_round(start, 1)
+    assert outcome.status == "complete"
+    assert "site-6" not in {one.line.entry.site_id for one in outcome.sites}
 
 
 def test_a_roster_that_the_server_did_not_sign_or_without_this_site_is_refused(
@@ -284,4 +369,5 @@ def test_the_size_of_a_site_is_in_no_file_that_the_server_gets(sites: Sites) -> 
 
 def set_rules(consortium: Consortium, site_id: str, rules: str) -> None:
     path = consortium.sites[site_id].config_path
-    path.write_text(path.read_text() + f"secure_aggregation: {rules}\n")
+    kept = [line for line in path.read_text().splitlines() if "secure_aggregation" not in line]
+    path.write_text("\n".join([*kept, f"secure_aggregation: {rules}", ""]))
