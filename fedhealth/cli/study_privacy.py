@@ -17,6 +17,7 @@ from fedhealth.cli.site_level_plan import (
     site_level_runs,
     site_level_study,
 )
+from fedhealth.cli.sums_plan import SumsForecast, sums_forecast
 from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
@@ -67,6 +68,7 @@ class Forecast:
     models: tuple[ModelSize, ...]
     site_level: tuple[SiteLevelRun, ...]
     site_level_study: SiteLevelStudy | None
+    sums: SumsForecast | None
 
 
 def with_target(study: Study, target_epsilon: float | None) -> Study:
@@ -113,6 +115,7 @@ def forecast(
         models=model_sizes(study) if build and study.privacy else (),
         site_level=site_level,
         site_level_study=site_level_study(study, site_level),
+        sums=sums_forecast(study),
     )
 
 
@@ -171,6 +174,7 @@ def payload(result: Forecast) -> dict[str, object]:
     return {
         "study": study.id,
         "privacy": study.privacy.model_dump(mode="json") if study.privacy else None,
+        "sums": None if result.sums is None else result.sums.payload(),
         "are_examples": result.are_examples and bool(result.sites),
         "sites": [_site_payload(site, study) for site in result.sites],
         "unprotected": [
@@ -236,7 +240,9 @@ def noise_per_coordinate(plan: SitePlan) -> float:
 
 def text(result: Forecast) -> Iterator[str]:
     """Lines for people."""
-    if result.study.privacy is None:
+    if result.sums is not None:
+        yield result.sums.line()
+    elif result.study.privacy is None:
         yield (
             f"{result.study.id} has no patient-level privacy: nothing bounds what its models and metrics "
             "tell about a patient. Write `privacy: {target_epsilon: 8}` into the study to bound it."

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedhealth.config.study import Study
-from fedhealth.privacy.accounting.events import DistributedSkellam, Event, merge_events
+from fedhealth.privacy.accounting.events import DistributedSkellam
 from fedhealth.privacy.accounting.plan import LARGEST_DELTA, default_delta
 from fedhealth.privacy.accounting.split_id import split_id
 from fedhealth.privacy.distributed.plan import DistributedPlan
@@ -28,7 +28,7 @@ class NoisedSums:
     """
 
     by_run: Mapping[str, DistributedSkellam]
-    planned: tuple[Event, ...]
+    planned: tuple[DistributedSkellam, ...]
     clipping_norm: float
     noise_multiplier: float
 
@@ -61,7 +61,7 @@ def noised_sums(study: Study, num_elements: Mapping[str, int]) -> NoisedSums | N
     ]
     return NoisedSums(
         by_run=by_run,
-        planned=merge_events(planned),
+        planned=tuple(planned),
         clipping_norm=next(iter(known.values())).clipping_norm,
         noise_multiplier=min(plan.noise_multiplier for plan in known.values()),
     )

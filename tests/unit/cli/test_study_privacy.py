@@ -20,6 +20,7 @@ from fedhealth.config.study import Study
 from fedhealth.errors import ExitCode, PrivacyError
 from fedhealth.privacy.accounting.plan import check_delta, plan_site
 
+from ..conftest import study_content  # noqa: TID252 - tests are no installed package
 from ..privacy.accounting.studies import (  # noqa: TID252 - tests are no installed package
     private_study,
 )
@@ -366,3 +367,20 @@ def test_a_study_without_privacy_has_none_of_these_findings() -> None:
     study = private_study().model_copy(update={"privacy": None})
     findings = check_whole_study(study, build=False)
     assert not [finding for finding in findings if finding.code.startswith("FH-PRIVACY")]
+
+
+def test_noise_under_the_masks_is_told_with_who_has_to_be_honest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = {"unit": "site", "num_sites": 20, "clipping_norm": 1.0, "target_epsilon": 8}
+    content = study_content(min_cohort=3) | {"secure_aggregation": {"distributed_privacy": noise}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert run(["study", "privacy", str(path), "--json"]) == 0
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)["sums"]
+    assert said["num_honest"] == 2
+    assert said["num_sums"] == 3
+    assert said["epsilon"] > 8, "a patient moves a site's update by two radii"
+    assert "honest" in captured.err
+    assert "nothing bounds" not in captured.err
