@@ -306,8 +306,7 @@ def measure(cell: Cell) -> Row:
         sum_bytes = memory.peak_bytes()
         with cpu(server.seconds, "decode"):
             said = decode(words, server.layout)
-            # What `server.masked_round` does with the mean.
-            new_model = np.add(origin, said.mean_update).astype(np.float32)
+            new_model = said.moved(origin, None, 1.0)
         peak_bytes, wall_s = memory.peak_bytes(), time.monotonic() - begin
         plain = np.load(server.ask("save_plain_sum"), mmap_mode="r")
         expected = sum(weight_of(index) for index in range(len(cell.survivors)))

@@ -38,12 +38,6 @@ def kept_coordinates(
     return np.concatenate(kept) if kept else np.empty(0, dtype=np.intp)
 
 
-def spread(
-    mean: NDArray[np.float64], kept: NDArray[np.intp] | None, num_elements: int, kept_share: float
-) -> NDArray[np.float64]:
-    """The whole mean update, (num_elements,), from the coordinates that travelled."""
-    if kept is None:
-        return mean
-    whole = np.zeros(num_elements)
-    whole[kept] = mean / (round(kept_share * _WORD) / _WORD)
-    return whole
+def exact_share(kept_share: float) -> float:
+    """The chance with which a position is kept, in steps of 2**-16: what the mean is divided by."""
+    return min(1.0, round(kept_share * _WORD) / _WORD)

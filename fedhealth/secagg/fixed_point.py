@@ -6,7 +6,7 @@ section 2). A site's weight multiplies the rounded value, exactly, so the sum is
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -43,18 +43,54 @@ class SumOutput:
     """What the sum of all sites says.
 
     Attributes:
-        mean_update: (num_values,) float64.
+        words: (num_values,) of the model, unmasked, below 2**modulus_bits.
+        modulus_bits: of a word.
+        scale: real size of one unit of a word, over the weight.
         weight: of all sites together.
         num_cut: values that were larger than the range, over all sites.
         train_metrics: weighted means over the sites that have the metric.
         evaluate_metrics: likewise.
     """
 
-    mean_update: NDArray[np.float64]
+    words: Words = field(repr=False)
+    modulus_bits: int
+    scale: float
     weight: int
     num_cut: int
     train_metrics: dict[str, float]
     evaluate_metrics: dict[str, float]
+
+    @property
+    def mean_update(self) -> NDArray[np.float64]:
+        """(num_values,) the weighted mean of the sites' changes."""
+        mean = signed(self.words, self.modulus_bits).astype(np.float64)
+        mean *= self.scale
+        return mean
+
+    def moved(
+        self, origin: NDArray[np.float32], kept: NDArray[np.intp] | None, kept_share: float
+    ) -> NDArray[np.float32]:
+        """The model after the mean change: memory beside it does not grow with the model.
+
+        Args:
+            origin: (n,) the model before.
+            kept: positions that travelled; None when all did.
+            kept_share: the chance of each to travel: what did is divided by it.
+
+        Raises:
+            MaskingError: FH-SECAGG-007 a value is not finite.
+        """
+        moved = np.array(origin, dtype=np.float32)
+        for start in range(0, self.words.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            change = signed(self.words[part], self.modulus_bits).astype(np.float64)
+            change *= self.scale / kept_share
+            place = part if kept is None else kept[part]
+            with np.errstate(over="ignore"):
+                moved[place] = origin[place] + change
+            if not np.isfinite(moved[place]).all():
+                raise _no_sum()
+        return moved
 
 
 def encode(given: SumInput, layout: MaskedLayout, randomness: Randomness) -> Words:
@@ -130,11 +166,11 @@ def decode(total: Words, layout: MaskedLayout) -> SumOutput:
     weight, num_cut = numbers[0], numbers[1]
     if not 1 <= weight <= layout.num_sites * layout.max_weight:
         raise _no_sum()
-    mean = signed(total[: layout.num_values], layout.modulus_bits).astype(np.float64)
-    mean *= layout.step / weight
     train, evaluate = _metric_means(numbers[2:], tail.train_metrics, tail.evaluate_metrics)
     return SumOutput(
-        mean_update=mean,
+        words=total[: layout.num_values],
+        modulus_bits=layout.modulus_bits,
+        scale=layout.step / weight,
         weight=weight,
         num_cut=num_cut,
         train_metrics=train,

@@ -1,8 +1,10 @@
 """Words of some bits as bytes without gaps, and back: eight words of b bits are b bytes.
 
-Little-endian within a group of eight: word i takes the bits i*b to i*b+b-1 of the group.
+Little-endian: word i takes the bits i*b to i*b+b-1 of the stream. Work goes 64 words at a time, which are b whole
+64-bit lanes, and a chunk of those at a time, so that memory beside the result does not grow with it.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -12,25 +14,32 @@ from fedhealth.secagg.mask_stream import Words, word_type
 from fedhealth.secagg.refusals import MaskingError
 
 GROUP: Final = 8
-_CHUNK_GROUPS: Final = 1 << 14
-_BYTE: Final = 8
+"""Words whose bytes come out even."""
+_LANE_BITS: Final = 64
+_WORDS: Final = 64
+"""Words whose lanes come out even."""
+_CHUNK: Final = 1 << 10
+"""Times 64 words in one go: what a chunk needs stays in a core's cache."""
+_Lanes = NDArray[np.uint64]
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes of `count` words of `bits` bits; the last group is filled up with zeros."""
+    """Bytes of `count` words of `bits` bits; the last group of eight is filled up with zeros."""
     return -(-count // GROUP) * bits
 
 
 def pack(words: Words, bits: int) -> bytes:
-    """(n,) words below 2**bits as `packed_size` bytes. 32 and 64 bits are the words themselves."""
-    if bits == 8 * words.dtype.itemsize:
-        return _padded(words).astype(words.dtype.newbyteorder("<"), copy=False).tobytes()
-    out = np.zeros((-(-words.size // GROUP), bits), dtype=np.uint8)
-    for start in range(0, out.shape[0], _CHUNK_GROUPS):
-        part = words[start * GROUP : (start + _CHUNK_GROUPS) * GROUP]
-        group = _padded(part).astype(np.uint64).reshape(-1, GROUP)
-        _pack_groups(group, bits, out[start : start + group.shape[0]])
-    return out.tobytes()
+    """(n,) words below 2**bits as `packed_size` bytes."""
+    size = packed_size(words.size, bits)
+    out = np.zeros((-(-words.size // _WORDS), bits), dtype="<u8")
+    for start in range(0, out.shape[0], _CHUNK):
+        part = words[start * _WORDS : (start + _CHUNK) * _WORDS].astype(np.uint64)
+        missing = -part.size % _WORDS
+        if missing:
+            part = np.concatenate([part, np.zeros(missing, dtype=np.uint64)])
+        columns = np.ascontiguousarray(part.reshape(-1, _WORDS).T)
+        out[start : start + columns.shape[1]] = _to_lanes(columns, bits).T
+    return out.reshape(-1).view(np.uint8)[:size].tobytes()
 
 
 def unpack(data: bytes | memoryview, *, count: int, bits: int) -> Words:
@@ -39,53 +48,68 @@ def unpack(data: bytes | memoryview, *, count: int, bits: int) -> Words:
     Raises:
         MaskingError: FH-SECAGG-004 another number of bytes, or a filled-up place is not zero.
     """
-    if len(data) != packed_size(count, bits):
+    words: Words = np.zeros(count, dtype=word_type(bits))
+    add_packed(words, data, bits)
+    return words
+
+
+def add_packed(total: Words, data: bytes | memoryview, bits: int) -> None:
+    """Add packed words to a sum in place, modulo the sum's word size; without ever holding them all.
+
+    Args:
+        total: (n,) uint32 or uint64.
+        data: of n words.
+        bits: of one word.
+
+    Raises:
+        MaskingError: FH-SECAGG-004 another number of bytes, or a filled-up place is not zero; `total` is as before.
+    """
+    if len(data) != packed_size(total.size, bits):
         raise MaskingError(
             "FH-SECAGG-004",
-            f"{len(data)} bytes do not hold {count} words of {bits} bits.",
+            f"{len(data)} bytes do not hold {total.size} words of {bits} bits.",
             why="A vector of another length belongs to another model.",
         )
-    kind = word_type(bits)
-    if bits == 8 * kind.itemsize:
-        words: Words = np.frombuffer(data, dtype=kind.newbyteorder("<")).astype(kind)  # type: ignore[assignment]  # one of the two kinds
-    else:
-        packed = np.frombuffer(data, dtype=np.uint8).reshape(-1, bits)
-        words = np.empty(packed.shape[0] * GROUP, dtype=kind)
-        groups = words.reshape(-1, GROUP)
-        for start in range(0, packed.shape[0], _CHUNK_GROUPS):
-            part = slice(start, start + _CHUNK_GROUPS)
-            groups[part] = _unpack_groups(packed[part], bits)
-    if words[count:].any():
+    last = total.size // _WORDS * _WORDS
+    if any(part[total.size - last :].any() for _, part in _chunks(data, bits, first=last)):
         raise MaskingError("FH-SECAGG-004", "the bytes after the last word are not zero.")
-    return words[:count]
+    for start, part in _chunks(data, bits):
+        place = total[start : start + part.size]
+        np.add(place, part[: place.size].astype(total.dtype), out=place)
 
 
-def _padded(words: Words) -> Words:
-    missing = -words.size % GROUP
-    return np.concatenate([words, np.zeros(missing, dtype=words.dtype)]) if missing else words
+def _chunks(data: bytes | memoryview, bits: int, *, first: int = 0) -> Iterator[tuple[int, _Lanes]]:
+    """Where each chunk of words begins, and its words; from `first` on, a multiple of 64."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    stride = bits * _LANE_BITS // 8
+    for start in range(first // _WORDS, -(-raw.size // stride), _CHUNK):
+        part = raw[start * stride : (start + _CHUNK) * stride]
+        missing = -part.size % stride
+        if missing:
+            part = np.concatenate([part, np.zeros(missing, dtype=np.uint8)])
+        lanes = np.ascontiguousarray(part.view("<u8").reshape(-1, bits).T)
+        yield start * _WORDS, np.ascontiguousarray(_from_lanes(lanes, bits).T).reshape(-1)
 
 
-def _pack_groups(group: NDArray[np.uint64], bits: int, out: NDArray[np.uint8]) -> None:
-    """`group` is (g, 8); `out` is (g, bits), zero."""
-    for index in range(GROUP):
-        place, shift = divmod(index * bits, _BYTE)
-        word = group[:, index]
-        for byte in range(place, (index * bits + bits - 1) // _BYTE + 1):
-            offset = _BYTE * (byte - place) - shift
-            moved = word >> np.uint64(offset) if offset >= 0 else word << np.uint64(-offset)
-            out[:, byte] |= moved.astype(np.uint8)
+def _to_lanes(columns: _Lanes, bits: int) -> _Lanes:
+    """(64, g) words as (bits, g) lanes."""
+    lanes = np.zeros((bits, columns.shape[1]), dtype=np.uint64)
+    for index in range(_WORDS):
+        lane, shift = divmod(index * bits, _LANE_BITS)
+        lanes[lane] |= columns[index] << np.uint64(shift)
+        if shift + bits > _LANE_BITS:
+            lanes[lane + 1] |= columns[index] >> np.uint64(_LANE_BITS - shift)
+    return lanes
 
 
-def _unpack_groups(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
-    """(g, bits) bytes as (g, 8) words."""
-    group = np.zeros((packed.shape[0], GROUP), dtype=np.uint64)
-    for index in range(GROUP):
-        place, shift = divmod(index * bits, _BYTE)
-        for byte in range(place, (index * bits + bits - 1) // _BYTE + 1):
-            offset = _BYTE * (byte - place) - shift
-            part = packed[:, byte].astype(np.uint64)
-            group[:, index] |= (
-                part << np.uint64(offset) if offset >= 0 else part >> np.uint64(-offset)
-            )
-    group &= np.uint64((1 << bits) - 1)
-    return group
+def _from_lanes(lanes: _Lanes, bits: int) -> _Lanes:
+    """(bits, g) lanes as (64, g) words."""
+    columns = np.empty((_WORDS, lanes.shape[1]), dtype=np.uint64)
+    mask = np.uint64((1 << bits) - 1)
+    for index in range(_WORDS):
+        lane, shift = divmod(index * bits, _LANE_BITS)
+        np.right_shift(lanes[lane], np.uint64(shift), out=columns[index])
+        if shift + bits > _LANE_BITS:
+            columns[index] |= lanes[lane + 1] << np.uint64(_LANE_BITS - shift)
+        columns[index] &= mask
+    return columns

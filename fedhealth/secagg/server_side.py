@@ -16,7 +16,7 @@ from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Manifest, open_statement
 from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_stream import Words, add_mask, reduce_words, word_type
-from fedhealth.secagg.packing import unpack
+from fedhealth.secagg.packing import add_packed
 from fedhealth.secagg.refusals import MaskingError
 from fedhealth.secagg.shamir import SHARE_BYTES, combine
 from fedhealth.secagg.site_side import sealed_size
@@ -98,7 +98,6 @@ class MaskedSum:
         sealed = [bytes(view[i : i + size]) for i in range(end, len(payload), size)]
         try:
             said = open_statement(ShareCommitment, commitment, self._keys[site_id])
-            words = unpack(view[:end], count=self._layout.num_words, bits=self._layout.modulus_bits)
         except _UNREADABLE:
             return False
         digests = tuple(hashlib.sha256(part).hexdigest() for part in sealed)
@@ -108,7 +107,10 @@ class MaskedSum:
             or said.share_sha256 != digests
         ):
             return False
-        np.add(self._total, words, out=self._total)
+        try:
+            add_packed(self._total, view[:end], self._layout.modulus_bits)
+        except MaskingError:
+            return False
         self._in[site_id] = _Survivor(commitment, sealed)
         return True
 

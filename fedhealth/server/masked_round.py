@@ -22,7 +22,7 @@ from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
 from fedhealth.evidence.statements import Manifest, open_statement
 from fedhealth.privacy.distributed.encode import decode as decode_noised
 from fedhealth.secagg import fixed_point
-from fedhealth.secagg.coordinates import kept_coordinates, spread
+from fedhealth.secagg.coordinates import exact_share, kept_coordinates
 from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_stream import Words
 from fedhealth.secagg.refusals import MaskingError
@@ -242,9 +242,9 @@ class Masking:
         said = fixed_point.decode(words, layout)
         vector = None
         if manifest.kind == "train" and manifest.masking is not None:
-            share, size = manifest.masking.kept_share, origin.size
-            kept = kept_coordinates(manifest_sha256, size, share)
-            vector = _moved(origin, spread(said.mean_update, kept, size, share))
+            share = manifest.masking.kept_share
+            kept = kept_coordinates(manifest_sha256, origin.size, share)
+            vector = said.moved(origin, kept, exact_share(share))
         return MaskedTotal(
             vector=vector,
             weight=float(said.weight),

@@ -232,3 +232,28 @@ def test_a_sum_that_does_not_count_its_sites_is_refused() -> None:
             check_sum(total, kind, wrong)
     with pytest.raises(MaskingError, match="FH-SECAGG-006"):
         with_check_words(np.zeros(9, dtype=np.int64), kind)
+
+
+@pytest.mark.parametrize("kept", [None, [1, 4, 5]])
+def test_the_moved_model_is_the_old_one_and_the_mean_change_of_what_travelled(kept: Any) -> None:
+    origin = np.linspace(-1, 1, 6, dtype=np.float32)
+    size = 6 if kept is None else len(kept)
+    layout = MaskedLayout(
+        num_sites=2,
+        num_values=size,
+        levels=2**15 - 1,
+        value_range=1.0,
+        max_weight=10,
+        tail=TailLayout(train_metrics=(), evaluate_metrics=()),
+    )
+    update = np.full(size, 0.25, dtype=np.float32)
+    given = SumInput(update=update, weight=10, train_metrics={}, evaluate_metrics={})
+    words = encode(given, layout, Randomness.from_os())
+    reduce_words(words, layout.modulus_bits)
+    out = decode(words, layout)
+    where = None if kept is None else np.array(kept)
+    moved = out.moved(origin, where, 1.0 if kept is None else 0.5)
+    expected = origin.copy()
+    expected[slice(None) if where is None else where] += 0.25 if kept is None else 0.5
+    np.testing.assert_allclose(moved, expected, atol=2 * layout.step)
+    assert moved.dtype == np.float32
