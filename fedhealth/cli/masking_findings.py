@@ -1,5 +1,6 @@
 """What `fedhealth study check` says about a study's secure aggregation."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from fedhealth import plugins
@@ -87,10 +88,14 @@ def _noise(study: Study) -> Iterator[Finding]:
             yield Finding(level="error", code=error.code, text=text)
             continue
         if plan is not None:
+            divisor = noise.num_patients if noise.unit == "patient" else plan.num_sites
+            std = plan.noise_std / (divisor or 1)
+            what = "mean gradient" if noise.unit == "patient" else "mean update"
             text = (
                 f"runs.{run}: noise multiplier {plan.noise_multiplier:g} over the {plan.num_honest} sites that are "
-                f"honest at least; each coordinate of the mean gets noise of {plan.noise_std / plan.num_sites:.2g}, in "
-                f"clipping norms {plan.noise_std / plan.num_sites / plan.clipping_norm:.2g}."
+                f"honest at least; their noise on each coordinate of the {what} is {std:.2g}, in clipping norms "
+                f"{std / plan.clipping_norm:.2g}. All sites add a share: with {plan.num_sites} it is "
+                f"{math.sqrt(plan.num_sites / plan.num_honest):.2g} times that."
             )
             yield Finding(level="note", code="FH-SECAGG-024", text=text)
 

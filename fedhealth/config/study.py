@@ -190,6 +190,12 @@ class Study(ConfigModel):
                 "distributed_privacy of unit patient takes one global step a round (training.local_steps: 1) and "
                 "stands instead of `privacy`"
             )
+        optimizer = self.training.optimizer
+        if (optimizer.name, optimizer.momentum, optimizer.weight_decay) != ("sgd", 0.0, 0.0):
+            raise ValueError(
+                "distributed_privacy of unit patient takes one plain step against the mean gradient: "
+                "training.optimizer must be sgd without momentum and weight_decay"
+            )
         if any(run.personalisation != "none" for run in self.runs):
             raise ValueError(
                 "distributed_privacy of unit patient cannot protect a private head: no noise of others covers it"

@@ -63,6 +63,7 @@ def test_noise_of_patients_takes_one_global_step_no_private_head_and_no_other_pr
     for change, says in (
         ({"training": base["training"] | {"local_steps": 2}}, "one global step"),
         ({"privacy": {"target_epsilon": 8}}, "one global step"),
+        ({"training": base["training"] | {"optimizer": {"name": "adam"}}}, "one plain step"),
         (
             {"runs": [{"name": "main", "num_rounds": 1, "personalisation": "private_head"}]},
             "private head",
