@@ -9,9 +9,15 @@ import pytest
 import yaml
 
 from fedhealth.config.template import template_path
-from fedhealth.server.enrolment import admit, init_server
+from fedhealth.server.enrolment import admit, init_server, issue_roster
 from fedhealth.server.home import ServerHome
-from fedhealth.site.enrolment import SiteSettings, init_site, join
+from fedhealth.site.enrolment import (
+    SiteSettings,
+    init_site,
+    join,
+    pin_roster,
+    read_roster_file,
+)
 from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import load_training_method
 
@@ -53,6 +59,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
     )
     done = init_site(home, server.invitation, settings)
     join(home, admit(server, done.request_path).admission_path)
+    pin_roster(home, read_roster_file(home, issue_roster(server, root / "roster.json").path))
     checked = fedhealth("site", "check", "--home", home.root)
     assert checked.returncode == 0, checked.stderr
     return home
