@@ -68,6 +68,11 @@ def parse_statement(model: type[S], payload: bytes | str) -> S:
         ) from None
 
 
+def is_canonical(said: Statement, envelope: Envelope) -> bool:
+    """Whether an envelope holds the statement's canonical JSON and not a byte more: a signature covers any bytes."""
+    return envelope.payload == canonical_json(said.model_dump(mode="json")).decode()
+
+
 class RosterEntry(Statement):
     """One admitted site, as everybody may know it. `train_size` is None where a study hides sizes under masks."""
 

@@ -11,6 +11,10 @@ ASSUMPTION: Final = (
     "This holds if the hospitals that pinned each other's keys compared their fingerprints, and if no more of them "
     "collude with the server than the study allows for. It says nothing about what the sum itself tells."
 )
+HIDDEN_SIZES: Final = (
+    "Sizes of hospitals travelled under the masks too: the server knows their total in each round. Totals of rounds "
+    "with different hospitals tell the size of the one that is in one of them."
+)
 NOT_VISIBLE: Final = "not visible to the server"
 """Stands where a site's own value would be."""
 Positive = Annotated[float, Field(gt=0)]
@@ -107,6 +111,11 @@ def masking_section(fact: MaskingFact | None, status: str) -> dict[str, Any] | N
 def _sentence(fact: MaskingFact, status: str) -> str:
     if not fact.is_masked:
         return "This study masks updates and metrics. This trip released neither, so there was nothing to mask."
+    if status == "void" and len(fact.unmasked_by) >= fact.threshold:
+        return (
+            f"Every update came under masks. The server could open the sum of {len(fact.survivors)} hospitals, and "
+            "used none of it: the round is void. What it cost the sites' privacy budgets stays spent."
+        )
     if status == "void":
         return (
             "Every update came under masks, and the masks stayed on: the server has seen no update, and no sum. "
@@ -152,7 +161,5 @@ def _rows(fact: MaskingFact) -> list[tuple[str, str, str]]:
 def _notes(fact: MaskingFact) -> list[str]:
     notes = [ASSUMPTION]
     if fact.hides_sizes:
-        notes.append(
-            "Sizes of hospitals travelled under the masks too: the server knows their total only."
-        )
+        notes.append(HIDDEN_SIZES)
     return notes

@@ -56,6 +56,7 @@ class VoidReason(StrEnum):
     MINIMUM_COHORT = "minimum_cohort"
     AGGREGATION_FAILED = "aggregation_failed"
     MASKS_NOT_REMOVED = "masks_not_removed"
+    SUM_NOT_USABLE = "sum_not_usable"
     INTERRUPTED = "interrupted"
 
 

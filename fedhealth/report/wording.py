@@ -72,6 +72,7 @@ VOID: Final[dict[VoidReason, str]] = {
     VoidReason.MINIMUM_COHORT: "Fewer hospitals answered than the study's minimum.",
     VoidReason.AGGREGATION_FAILED: "The answers could not be combined into a usable model.",
     VoidReason.MASKS_NOT_REMOVED: "Too few hospitals helped to remove the masks, so the sum stayed unreadable.",
+    VoidReason.SUM_NOT_USABLE: "The masks came off, and the sum was not one that these hospitals can have.",
     VoidReason.INTERRUPTED: "The server was stopped before the round was over.",
 }
 

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.secagg.layout import METRIC_FRACTION_BITS, NUMBER_BITS, MaskedLayout
 from fedhealth.secagg.mask_stream import Words, word_type
@@ -164,9 +165,18 @@ def decode(total: Words, layout: MaskedLayout) -> SumOutput:
     end = layout.num_values + layout.num_tail_words
     numbers = _from_limbs(total[layout.num_values : end], layout)
     weight, num_cut = numbers[0], numbers[1]
-    if not 1 <= weight <= layout.num_sites * layout.max_weight:
+    can_be = (
+        1 <= weight <= layout.num_sites * layout.max_weight
+        and num_cut <= layout.num_sites * layout.num_values
+        and all(share <= weight for share in numbers[2::2])
+    )
+    if not can_be:
         raise _no_sum()
     train, evaluate = _metric_means(numbers[2:], tail.train_metrics, tail.evaluate_metrics)
+    for name, mean in (*train.items(), *evaluate.items()):
+        low, high = METRIC_RANGES[name]
+        if not low <= mean <= high:
+            raise _no_sum()
     return SumOutput(
         words=total[: layout.num_values],
         modulus_bits=layout.modulus_bits,

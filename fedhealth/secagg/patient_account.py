@@ -24,7 +24,7 @@ class NoisedSums:
         by_run: what one round of a run costs.
         planned: all rounds of all runs, spare ones included.
         clipping_norm: of the unit.
-        noise_multiplier: the least over the runs, of the honest sites' noise together over the unit's sensitivity.
+        noise_multiplier: the least over the runs, of the honest sites' noise together over a patient's sensitivity.
     """
 
     by_run: Mapping[str, DistributedSkellam]
@@ -63,7 +63,28 @@ def noised_sums(study: Study, num_elements: Mapping[str, int]) -> NoisedSums | N
         by_run=by_run,
         planned=tuple(planned),
         clipping_norm=next(iter(known.values())).clipping_norm,
-        noise_multiplier=min(plan.noise_multiplier for plan in known.values()),
+        noise_multiplier=min(event.noise_multiplier for event in by_run.values()),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumTerms:
+    """What a site has to say about a patient's account, where distributed noise is all that covers one."""
+
+    event: DistributedSkellam
+    delta: float
+    clipping_norm: float
+
+
+def sum_terms(study: Study, num_elements: int) -> SumTerms | None:
+    """The terms of one sum over a model of that size; None where something else covers patients, or nothing."""
+    plan = distributed_plan(study, num_elements)
+    if plan is None or study.privacy is not None:
+        return None
+    return SumTerms(
+        event=patient_event(study, plan),
+        delta=patient_delta(study),
+        clipping_norm=plan.clipping_norm,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope, VerifyKey
-from fedhealth.evidence.statements import Manifest, open_statement
+from fedhealth.evidence.statements import Manifest, is_canonical, open_statement
 from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_stream import Words, add_mask, reduce_words, word_type
 from fedhealth.secagg.packing import add_packed
@@ -140,6 +140,8 @@ class MaskedSum:
         expected = (self._digest, site_id, self.survivors)
         is_final = self._is_fixed and site_id in self._in
         if not is_final or (said.manifest_sha256, said.site_id, said.survivors) != expected:
+            return False
+        if not is_canonical(said, envelope):  # padding would reach every site with the request
             return False
         self._agreements[site_id] = envelope
         return True

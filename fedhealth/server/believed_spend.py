@@ -9,7 +9,6 @@ from typing import Final
 
 from fedhealth.evidence.statements import Contribution, Manifest, PrivacySpend
 from fedhealth.privacy.accounting.events import (
-    DistributedSkellam,
     Event,
     GaussianRelease,
     PoissonSubsampledGaussian,
@@ -18,6 +17,7 @@ from fedhealth.privacy.accounting.events import (
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
 from fedhealth.privacy.accounting.plan import SitePlan
 from fedhealth.report.privacy import spend_is_consistent
+from fedhealth.secagg.patient_account import SumTerms
 
 NOISE_TOLERANCE: Final = 0.01
 """Relative: versions of an accountant differ in the last digit of a calibrated noise, which has four."""
@@ -31,7 +31,7 @@ def spend_is_believed(
     plan: SitePlan | None,
     *,
     declared_train_size: int,
-    sum_event: DistributedSkellam | None = None,
+    sums: SumTerms | None = None,
 ) -> bool:
     """Whether what a site says that its answer cost is what the study planned, and adds up.
 
@@ -40,13 +40,13 @@ def spend_is_believed(
         manifest: what it answers.
         plan: of this site; None for a study without patient-level privacy.
         declared_train_size: public, from the roster; 1 where a study hides it.
-        sum_event: what one sum costs a patient, where distributed noise is all that covers one.
+        sums: where distributed noise is all that covers a patient.
     """
     spend = said.privacy
     if said.drop_code is not None:
         return spend is None
-    if plan is None and sum_event is not None:
-        return spend is not None and _is_summed(said, spend, sum_event)
+    if plan is None and sums is not None:
+        return spend is not None and _is_summed(said, spend, sums)
     if plan is None:
         return spend is None or _is_open(said, spend, declared_train_size)
     return (
@@ -59,8 +59,9 @@ def spend_is_believed(
     )
 
 
-def _is_summed(said: Contribution, spend: PrivacySpend, sum_event: DistributedSkellam) -> bool:
-    """A training answer costs exactly one sum, the closing one nothing."""
+def _is_summed(said: Contribution, spend: PrivacySpend, sums: SumTerms) -> bool:
+    """A training answer costs exactly one sum, the closing one nothing; delta and clipping norm are the study's."""
+    sum_event = sums.event
     wanted = (sum_event,) if said.kind == "train" else ()
     others = [
         event
@@ -70,6 +71,8 @@ def _is_summed(said: Contribution, spend: PrivacySpend, sum_event: DistributedSk
     allowed = (wanted, tuple(event.model_copy(update={"population": "all"}) for event in wanted))
     return (
         spend.round_events in allowed
+        and abs(spend.delta / sums.delta - 1) < NOISE_TOLERANCE
+        and spend.clipping_norm == sums.clipping_norm
         and len(others) <= MAX_OTHER_KINDS
         and spend_is_consistent(spend)
     )

@@ -11,8 +11,8 @@ from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Contribution, Manifest, open_statement
-from fedhealth.privacy.accounting.events import DistributedSkellam
 from fedhealth.privacy.accounting.plan import SitePlan
+from fedhealth.secagg.patient_account import SumTerms
 from fedhealth.server.believed_spend import spend_is_believed
 from fedhealth.server.roster import RosterLine
 
@@ -34,13 +34,13 @@ def verify_contribution(
     *,
     plan: SitePlan | None = None,
     num_masked_words: int | None = None,
-    sum_event: DistributedSkellam | None = None,
+    sums: SumTerms | None = None,
 ) -> Verdict:
     """Signature by the enrolled key, this very manifest, the digest of the bytes, the spec, finite values.
 
     And the privacy that was planned: `plan` is what the study and the declared size of this site give; None
     for a study without patient-level privacy. `num_masked_words` is set where the answer has to be masked, and
-    `sum_event` where distributed noise is all that covers a patient.
+    `sums` where distributed noise is all that covers a patient.
     """
     try:
         key = VerifyKey.from_base64(line.entry.signing_key)
@@ -57,7 +57,7 @@ def verify_contribution(
         manifest,
         plan,
         declared_train_size=line.entry.train_size or 1,
-        sum_event=sum_event,
+        sums=sums,
     ):
         fault = fault or DropCode.CONTRIBUTION_INVALID
     return Verdict(drop_code=fault, contribution=said)

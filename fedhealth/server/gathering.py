@@ -108,8 +108,9 @@ def opened_before() -> QuorumError:
     """A round's sum was to be opened for some sites, and one of them is gone."""
     return QuorumError(
         "FH-QUORUM-005",
-        "the sum of this round was to be opened for a list of sites, and one of them is not there.",
-        why="Some sites have given shares for that list, and give none for another: two sums of one round would show "
+        "a sum of this round, or of its model, was to be opened for a list of sites, and one of them is not there.",
+        why="Some sites have given shares for that list, and give none for another: two sums of one model would show "
         "the site in between.",
-        fix="Bring that site back (`fedhealth server status`), then run `fedhealth server run` again.",
+        fix="Bring that site back (`fedhealth server status`), then run `fedhealth server run` again. If it is gone "
+        "for good, publish the study under a new id and with another seed: its runs begin with another model.",
     )

@@ -41,9 +41,9 @@ class RunFolder:
         return self.root / "mask_keys.json"
 
     @property
-    def opened_sum(self) -> Path:
-        """For which sites the sum of a round was to be opened: no other list of that round will be."""
-        return self.root / "opened_sum.json"
+    def opened_sums(self) -> Path:
+        """For which sites sums of the study's runs were to be opened: no other list of such a round will be."""
+        return self.root.parent / "opened_sums.json"
 
     @property
     def spool(self) -> Path:

@@ -19,13 +19,15 @@ from fedhealth.contracts.local_training import Vector
 from fedhealth.durable import read_json, write_json
 from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
-from fedhealth.evidence.statements import Manifest, open_statement
+from fedhealth.evidence.statements import Manifest, is_canonical, open_statement
 from fedhealth.privacy.distributed.encode import decode as decode_noised
 from fedhealth.secagg import fixed_point
 from fedhealth.secagg.coordinates import exact_share, kept_coordinates
+from fedhealth.secagg.guard import public_key_of
 from fedhealth.secagg.layout import MaskedLayout
+from fedhealth.secagg.mask_keys import public_bytes
 from fedhealth.secagg.mask_stream import Words
-from fedhealth.secagg.refusals import MaskingError
+from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.round_settings import distributed_plan, rotation_seed, round_layout
 from fedhealth.secagg.server_side import MaskedSum
 from fedhealth.secagg.statements import KeyRequest, MaskKey
@@ -36,6 +38,17 @@ from fedhealth.server.roster import RosterLine
 log = logging.getLogger("fedhealth.server")
 TRIP_S: Final = 120.0
 """Longest wait for an unmasking trip: a site has little to do in it, and those that are gone are not needed."""
+AWAY: Final = frozenset(
+    {
+        DropCode.NODE_UNAVAILABLE,
+        DropCode.DEADLINE,
+        DropCode.NO_REPLY,
+        DropCode.WORKER_UNREACHABLE,
+        DropCode.PROTOCOL,
+    }
+)
+"""Codes that do not say whether the site gave shares."""
+KEY_STATEMENT_BYTES: Final = 2048
 UNMASK_TRIES: Final = 2
 GRACE_S: Final = 0.5
 """Once a threshold of sites answered, how long the others may still do so: more shares are held against each other."""
@@ -68,7 +81,6 @@ class MaskedRound:
     total: MaskedSum
     unmask_trips: int = 0
     agreed: int = 0
-    has_failed: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,17 +132,22 @@ class Masking:
         return [line for line in cohort if self._has_key(line)]
 
     def only_opened(
-        self, cohort: Sequence[RosterLine], *, kind: str, round_number: int
+        self, cohort: Sequence[RosterLine], *, round_key: list[str | int], model_sha256: str
     ) -> list[RosterLine] | None:
-        """The cohort of a further attempt: the very sites for which this round's sum was to be opened before.
+        """The cohort of a round of which a sum was to be opened before, or that begins with such a sum's model.
 
-        None when one of them is not there: the others would refuse any other list.
+        It is the very sites of that sum; None when one of them is not there: the others would refuse any other list.
         """
-        opened = read_json(self.folder.opened_sum)
-        if (opened.get("kind"), opened.get("round_number")) != (kind, round_number):
-            return list(cohort)
-        kept = [line for line in cohort if line.entry.site_id in opened["survivors"]]
-        return kept if len(kept) == len(opened["survivors"]) else None
+        kept = list(cohort)
+        for entry in self._opened():
+            if entry["round"] == round_key or entry["model_sha256"] == model_sha256:
+                kept = [line for line in kept if line.entry.site_id in entry["survivors"]]
+                if len(kept) != len(entry["survivors"]):
+                    return None
+        return kept
+
+    def _opened(self) -> list[dict[str, Any]]:
+        return list(read_json(self.folder.opened_sums).get("sums", []))
 
     def key_of(self, site_id: str) -> Envelope:
         """A site's signed key. Raises KeyError when it is not known."""
@@ -168,24 +185,35 @@ class Masking:
                 masked.agreed = total.num_agreements
                 if not total.has_agreement:
                     log.warning("masks stay on: %d sites agreed", masked.agreed)
-                    masked.has_failed = True
                     return None
-            opened = {"kind": manifest.kind, "round_number": manifest.round_number}
-            write_json(self.folder.opened_sum, opened | {"survivors": list(total.survivors)})
-            for _ in range(UNMASK_TRIES):  # the same list again: sites answer it as before
-                masked.unmask_trips += 1
-                self._trip(
-                    total, "unmask", None, lambda: total.has_shares, shares=total.take_shares
-                )
-                if total.has_shares:
-                    break
+            self._unmask_trips(masked, manifest)
             words = total.remove_masks()
             fixed_point.check_sum(words, masked.layout, len(total.survivors))
             return self._total(words, masked.layout, manifest, manifest_sha256, origin)
         except MaskingError as error:
-            log.warning("masks stay on: %s", error.code)
-            masked.has_failed = True
+            log.warning("no usable sum: %s", error.code)
             return None
+
+    def _unmask_trips(self, masked: MaskedRound, manifest: Manifest) -> None:
+        """Ask for shares; the same list again where too few came: sites answer it as before."""
+        total, before = masked.total, self._opened()
+        entry = {
+            "round": [manifest.run_name, manifest.kind, manifest.round_number],
+            "model_sha256": manifest.model_sha256,
+            "survivors": list(total.survivors),
+        }
+        if entry not in before:
+            write_json(self.folder.opened_sums, {"sums": [*before, entry]})
+        for _ in range(UNMASK_TRIES):
+            masked.unmask_trips += 1
+            refusals = self._trip(
+                total, "unmask", None, lambda: total.has_shares, shares=total.take_shares
+            )
+            if total.has_shares:
+                return
+            if refusals == len(total.survivors):
+                write_json(self.folder.opened_sums, {"sums": before})  # nobody gave a share
+                return
 
     def _trip(
         self,
@@ -195,8 +223,9 @@ class Masking:
         is_enough: Callable[[], bool],
         *,
         shares: Callable[[str, Envelope, bytes], bool] | None = None,
-    ) -> None:
-        """Ask all survivors; stop a little after enough of them answered."""
+    ) -> int:
+        """Ask all survivors; stop a little after enough of them answered. How many of them refused."""
+        refusals = 0
         sites = total.survivors
         request = total.request(step).sign(self.signing_key)
         patience = _Patience(is_enough)
@@ -211,6 +240,7 @@ class Masking:
         for reply in replies:
             if reply.envelope is None or reply.site_id not in sites:
                 log.warning("%s: no answer site=%s code=%s", step, reply.site_id, reply.code)
+                refusals += reply.code not in AWAY
                 continue
             if shares is not None:
                 is_good = shares(reply.site_id, reply.envelope, reply.payload)
@@ -218,6 +248,7 @@ class Masking:
                 is_good = take is not None and take(reply.site_id, reply.envelope)
             if not is_good:
                 log.warning("%s: answer refused site=%s", step, reply.site_id)
+        return refusals
 
     def _total(
         self,
@@ -265,14 +296,23 @@ class Masking:
         return -(noise.num_patients or 1) / self.study.training.optimizer.learning_rate
 
     def _has_key(self, line: RosterLine) -> bool:
-        envelope = self._keys.get(line.entry.site_id)
-        if envelope is None:
+        """Whether a site's key is what every other site will believe, and is its alone."""
+        own = line.entry.site_id
+        envelope = self._keys.get(own)
+        if envelope is None or len(envelope.payload) > KEY_STATEMENT_BYTES:
             return False
         try:
             said = open_statement(MaskKey, envelope, VerifyKey.from_base64(line.entry.signing_key))
-        except (IdentityError, EvidenceError):
+            key = public_bytes(said.public_key)
+        except (IdentityError, EvidenceError, MaskingRefusedError):
             return False
-        return (said.run_name, said.site_id) == (self.run.name, line.entry.site_id)
+        others = (public_key_of(other) for site_id, other in self._keys.items() if site_id < own)
+        return (
+            (said.study_id, said.study_sha256) == (self.study.id, study_digest(self.study))
+            and (said.run_name, said.site_id) == (self.run.name, own)
+            and is_canonical(said, envelope)
+            and all(public_bytes(other) != key for other in others)
+        )
 
 
 class _Patience:

@@ -5,6 +5,7 @@ happened. A round ends in one of two ways: complete (a new model) or void (the m
 """
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,15 +22,19 @@ from fedhealth.evidence.statements import (
     RoundPrivacy,
     manifest_tensors,
 )
-from fedhealth.privacy.accounting.events import DistributedSkellam
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.report.record import VoidReason
-from fedhealth.secagg.patient_account import patient_event
-from fedhealth.secagg.round_settings import distributed_plan, round_masking
+from fedhealth.secagg.patient_account import sum_terms
+from fedhealth.secagg.round_settings import round_masking
 from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
-from fedhealth.server.gathering import Gathering, no_mask_keys, opened_before
+from fedhealth.server.gathering import (
+    COHORT_POLL_S,
+    Gathering,
+    no_mask_keys,
+    opened_before,
+)
 from fedhealth.server.home import RunFolder
 from fedhealth.server.ledger_places import LedgerPlaces
 from fedhealth.server.masked_round import Masking
@@ -117,7 +122,7 @@ class RoundLoop:
     def _train_round(self, now: Checkpoint, attempt: int) -> tuple[RoundOutcome, Checkpoint]:
         """One round: cohort, manifest, exchange, masks off, fold, checkpoint."""
         clock = Stopwatch()
-        cohort = self._cohort("train", now.round_number + 1)
+        cohort = self._cohort("train", now)
         clock.lap("gather")
         spool = Spool(self.folder.spool)
         manifest = self._manifest(now, cohort, attempt, "train")
@@ -152,27 +157,36 @@ class RoundLoop:
     def _evaluate_round(self, now: Checkpoint, attempt: int) -> RoundOutcome:
         """The closing trip: everybody gets the final model and tells its metrics."""
         clock = Stopwatch()
-        cohort = self._cohort("evaluate", now.round_number + 1)
+        cohort = self._cohort("evaluate", now)
         clock.lap("gather")
         manifest = self._manifest(now, cohort, attempt, "evaluate")
         return self._exchange(manifest, now, cohort, Spool(self.folder.spool), clock)
 
-    def _cohort(self, kind: Literal["train", "evaluate"], round_number: int) -> list[RosterLine]:
+    def _cohort(self, kind: Literal["train", "evaluate"], now: Checkpoint) -> list[RosterLine]:
         """Who is asked: all that are online, and with masks those whose key of this run is known.
 
         Raises:
             QuorumError: see `Gathering.gather`; FH-QUORUM-004 too few sites gave a key, FH-QUORUM-005 a site is
                 missing for which this round's sum was to be opened before.
         """
-        masking, least = self._masking, self.study.federation.min_cohort
+        masking, rules = self._masking, self.study.federation
         if masking is None:
             return self._gathering.gather(kind)
-        for _ in range(self.study.federation.max_void_rounds):
+        round_key: list[str | int] = [self.run.name, kind, now.round_number + 1]
+        model, begin, tries = vector_digest(now.vector), time.monotonic(), 0
+        while True:
             known = masking.with_keys(self._gathering.gather(kind))
-            chosen = masking.only_opened(known, kind=kind, round_number=round_number)
-            if chosen is not None and len(chosen) >= least:
-                return chosen
-        raise no_mask_keys(len(known), least) if len(known) < least else opened_before()
+            if len(known) >= rules.min_cohort:
+                chosen = masking.only_opened(known, round_key=round_key, model_sha256=model)
+                if chosen is not None and len(chosen) >= rules.min_cohort:
+                    return chosen
+                if time.monotonic() - begin >= rules.cohort_wait_s:
+                    raise opened_before()
+            else:
+                tries += 1
+                if tries >= rules.max_void_rounds:
+                    raise no_mask_keys(len(known), rules.min_cohort)
+            time.sleep(COHORT_POLL_S)
 
     def _manifest(
         self,
@@ -261,7 +275,11 @@ class RoundLoop:
             done.total = self._masking.unmask(done.masked, manifest, digest, now.vector)
             clock.lap("unmask")
             if done.total is None:
-                return void(done, VoidReason.MASKS_NOT_REMOVED)
+                is_opened = done.masked.total.has_shares
+                return void(
+                    done,
+                    VoidReason.SUM_NOT_USABLE if is_opened else VoidReason.MASKS_NOT_REMOVED,
+                )
         done.closed_at = utc_now()
         return done
 
@@ -282,7 +300,7 @@ class RoundLoop:
             outcome.line,
             plan=None if size is None else plan_site(self.study, size),
             num_masked_words=None if masked is None else masked.layout.num_words,
-            sum_event=self._sum_event(manifest),
+            sums=sum_terms(self.study, manifest.spec.num_elements),
         )
         outcome.drop_code = verdict.drop_code
         outcome.contribution = verdict.contribution
@@ -305,12 +323,6 @@ class RoundLoop:
             outcome.drop_code = None if is_in else DropCode.CONTRIBUTION_INVALID
         elif manifest.kind == "train":
             spool.put(reply.site_id, reply.payload)
-
-    def _sum_event(self, manifest: Manifest) -> DistributedSkellam | None:
-        """What one sum costs a patient, with distributed noise and no other; None else."""
-        plan = distributed_plan(self.study, manifest.spec.num_elements)
-        is_covered = plan is not None and self.study.privacy is None
-        return patient_event(self.study, plan) if plan is not None and is_covered else None
 
     def _replies(self, contributed: Sequence[SiteOutcome], spool: Spool) -> Iterator[SiteReply]:
         """Verified contributions in roster order; vectors are mapped when they are asked for."""

@@ -81,7 +81,12 @@ def envelope_of(header: object) -> Envelope:
 def _check_round(manifest: Manifest, pinned: Pinned) -> None:
     """Only the rounds that the study plans: each one more would be one more look at the patients."""
     last = pinned.study.run(manifest.run_name).num_rounds
-    if manifest.round_number > (last if manifest.kind == "train" else last + 1):
+    is_planned = (
+        manifest.round_number <= last
+        if manifest.kind == "train"
+        else manifest.round_number == last + 1
+    )
+    if not is_planned:
         raise ManifestRefusedError(DropCode.STUDY_MISMATCH, f"the run has {last} rounds")
     if set(manifest.strategy_config) - STRATEGY_CONFIG_ALLOWED:
         raise ManifestRefusedError(

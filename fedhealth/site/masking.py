@@ -137,7 +137,9 @@ class SiteMasking:
         signed = Envelope.model_validate(state["manifest"])
         manifest = open_statement(Manifest, signed, self._pinned.server_key)
         site = self._site(manifest, signed.payload_digest)
-        accepted = self._opened(manifest) or state.get("survivors")
+        for opened in self._opened(manifest):
+            self._guard.check_first_list(request, opened)
+        accepted = state.get("survivors")
         if request.step == "agree":
             said = site.agree(request, payload, accepted)
             write_json(path, state | {"survivors": list(request.survivors)})
@@ -160,30 +162,28 @@ class SiteMasking:
                 "this site has masked that round, or a later one, before",
             )
 
-    def _opened(self, manifest: Manifest) -> list[str] | None:
-        """The list that this site gave shares for in an earlier attempt at this round, or from the same model.
+    def _opened(self, manifest: Manifest) -> list[list[str]]:
+        """Lists that this site gave shares for in another attempt at this round, or for a sum from the same model.
 
-        Local training repeats itself: two sums of one round over two lists would show the site in between.
+        Local training and evaluation repeat themselves: two sums of one round, or two sums about one model in whatever
+        round or run, over two lists would show the site in between.
         """
-        for entry in read_json(self._opened_path(manifest.run_name)).get("sums", []):
-            is_same_round = entry["round_number"] == manifest.round_number
-            is_same_model = entry["model_sha256"] == manifest.model_sha256
-            if entry["kind"] == manifest.kind and (is_same_round or is_same_model):
-                survivors: list[str] = entry["survivors"]
-                return survivors
-        return None
+        return [
+            list(entry["survivors"])
+            for entry in read_json(self._opened_path).get("sums", [])
+            if entry["round"] == _round_of(manifest)
+            or entry["model_sha256"] == manifest.model_sha256
+        ]
 
     def _remember_opened(self, manifest: Manifest, survivors: list[str]) -> None:
-        path = self._opened_path(manifest.run_name)
-        sums = read_json(path).get("sums", [])
+        sums = read_json(self._opened_path).get("sums", [])
         entry = {
-            "kind": manifest.kind,
-            "round_number": manifest.round_number,
+            "round": _round_of(manifest),
             "model_sha256": manifest.model_sha256,
             "survivors": survivors,
         }
         if entry not in sums:
-            write_json(path, {"sums": [*sums, entry]})
+            write_json(self._opened_path, {"sums": [*sums, entry]})
 
     def _site(self, manifest: Manifest, digest: str) -> MaskingSite:
         return MaskingSite(
@@ -221,8 +221,10 @@ class SiteMasking:
     def _state(self, run_name: str) -> Path:
         return self._folder(run_name) / "round.json"
 
-    def _opened_path(self, run_name: str) -> Path:
-        return self._folder(run_name) / "opened.json"
+    @property
+    def _opened_path(self) -> Path:
+        """Of the whole study: runs can begin with the same model."""
+        return self._pinned.folder.state / "opened_sums.json"
 
     def _folder(self, run_name: str) -> Path:
         return self._pinned.folder.state / run_name / "masking"
@@ -319,6 +321,10 @@ class RoundMask:
 def _place(manifest: Manifest) -> list[int]:
     """Order of manifests in a run: rounds, then attempts; the closing evaluation has a round number of its own."""
     return [manifest.round_number, int(manifest.kind == "evaluate"), manifest.attempt]
+
+
+def _round_of(manifest: Manifest) -> list[str | int]:
+    return [manifest.run_name, manifest.kind, manifest.round_number]
 
 
 def is_masking_request(header: Mapping[str, object]) -> bool:

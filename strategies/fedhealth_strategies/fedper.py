@@ -29,6 +29,7 @@ class FedPer(FedAvg):
     """
 
     personalisation: ClassVar[str] = "private_head"
+    sum_based: ClassVar[bool] = True
 
     def __init__(
         self,

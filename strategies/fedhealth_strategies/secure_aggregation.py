@@ -162,8 +162,11 @@ def check_needs_sum_only(strategy: Strategy) -> None:
         ConfigError: FH-STRATEGY-061.
     """
     kind = type(strategy)
-    said = next((vars(c)["sum_based"] for c in kind.__mro__ if "sum_based" in vars(c)), None)
-    if kind in STOCK or said is True:
+    says = next((c for c in kind.__mro__ if "sum_based" in vars(c)), None)
+    folds = next(c for c in kind.__mro__ if "aggregate_train" in vars(c))
+    # A class that folds replies in its own way speaks for itself: what its base said is about the base's way.
+    is_its_own_word = says is not None and issubclass(says, folds)
+    if kind in STOCK or (says is not None and is_its_own_word and vars(says)["sum_based"] is True):
         return
     reason = getattr(
         strategy,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.secagg.fixed_point import (
     SumInput,
@@ -22,6 +23,7 @@ from fedhealth.secagg.layout import NUMBER_BITS, MaskedLayout, TailLayout
 from fedhealth.secagg.mask_stream import reduce_words, word_type
 from fedhealth.secagg.refusals import MaskingError
 
+LARGEST_LOSS = METRIC_RANGES["train_loss"][1]
 TAIL = TailLayout(train_metrics=("train_loss",), evaluate_metrics=("auc", "brier"))
 
 
@@ -168,7 +170,7 @@ def test_no_sum_wraps_when_all_sites_are_at_the_end_of_the_range(
     num: int, bits: int, weight: int, sign: int
 ) -> None:
     kind = layout(num_sites=num, levels=2 ** (bits - 1) - 1, max_weight=weight, num_values=3)
-    one = given_by([sign * 1e6, sign, 0], weight, auc=1.0, train_loss=2.0**40)
+    one = given_by([sign * 1e6, sign, 0], weight, auc=1.0, train_loss=LARGEST_LOSS)
     words = encode(one, kind, randomness())
     total = words * words.dtype.type(num)
     reduce_words(total, kind.modulus_bits)
@@ -177,7 +179,7 @@ def test_no_sum_wraps_when_all_sites_are_at_the_end_of_the_range(
     assert out.num_cut == num
     assert out.mean_update.tolist() == pytest.approx([sign, sign, 0], rel=1e-12)
     assert out.evaluate_metrics == {"auc": 1.0}
-    assert out.train_metrics == {"train_loss": 2.0**40}
+    assert out.train_metrics == {"train_loss": LARGEST_LOSS}
 
 
 @given(st.integers(2, 1000), st.integers(2, 24), st.integers(1, 10**8), st.data())
@@ -198,6 +200,25 @@ def test_limbs_of_any_numbers_carry_into_their_sum(
         true += number * times
     reduce_words(total, kind.modulus_bits)
     assert _from_limbs(total, kind) == [true]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("auc", 7.0), ("auc", 1.001), ("train_loss", LARGEST_LOSS * 2)]
+)
+def test_a_sum_whose_mean_no_site_can_have_is_refused(name: str, value: float) -> None:
+    words = encode(given_by([0, 0, 0, 0, 0], 10, **{name: value}), layout(), randomness())
+    with pytest.raises(MaskingError, match="FH-SECAGG-007"):
+        decode(words, layout())
+
+
+def test_more_cut_values_than_values_are_refused() -> None:
+    kind = layout()
+    words = np.ones(kind.num_words, dtype=word_type(kind.modulus_bits))
+    end = kind.num_values + kind.num_tail_words
+    tail = [1, kind.num_sites * kind.num_values + 1, *[0] * 6]
+    words[kind.num_values : end] = _limbs(tail, kind, words.dtype)
+    with pytest.raises(MaskingError, match="FH-SECAGG-007"):
+        decode(words, kind)
 
 
 def test_a_number_that_needs_more_limbs_is_refused() -> None:

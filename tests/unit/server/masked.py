@@ -167,21 +167,21 @@ class Notes:
         self.closed_rounds.append(outcome)
 
 
-def loop_of(sites: Sites) -> tuple[RoundLoop, Notes, Checkpoint]:
+def loop_of(sites: Sites, name: str = "main") -> tuple[RoundLoop, Notes, Checkpoint]:
     consortium, notes = sites.consortium, Notes()
     study = consortium.server.require()[0]
-    folder = consortium.server.run("main")
-    start = read_last_checkpoint(folder)
+    folder = consortium.server.run(name)
+    run, start = study.run(name), read_last_checkpoint(folder)
     loop = RoundLoop(
         study=study,
         study_sha256=study_digest(study),
-        run=study.runs[0],
+        run=run,
         flower_run_id="1",
         folder=folder,
         signing_key=consortium.server_key,
         transport=sites,
         aggregator=build_aggregator(
-            study.runs[0], start.spec, min_cohort=study.federation.min_cohort, study=study
+            run, start.spec, min_cohort=study.federation.min_cohort, study=study
         ),
         recorder=notes,
         ledger_places=LedgerPlaces(consortium.server.ledger_places),

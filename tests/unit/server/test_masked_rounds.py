@@ -164,7 +164,7 @@ def test_a_site_that_lies_about_a_share_makes_the_round_void_not_wrong(five: Sit
 
     five.faults["site-2", "unmask"] = lies
     outcome, after = one_round(five)
-    assert outcome.void_reason is VoidReason.MASKS_NOT_REMOVED or (
+    assert outcome.void_reason is VoidReason.SUM_NOT_USABLE or (
         np.abs(after.vector - weighted(*FIVE)).max() <= STEP
     )
 
@@ -255,3 +255,23 @@ def test_the_record_of_a_masked_round_is_consistent(five: Sites) -> None:
     assert record.masking.total_weight == 150
     assert all(site.declared_train_size is None for site in record.sites)
     assert read_last_checkpoint(five.consortium.server.run("main")).round_number == 1
+
+
+def test_a_key_that_is_padded_or_another_sites_leaves_its_site_out(five: Sites) -> None:
+    """The other sites would refuse a cohort with it: one site must not end the round for all."""
+
+    def padded(sites: Sites, site_id: str, envelope: Any, payload: bytes) -> Any:
+        honest, key = ask(sites, site_id, envelope, payload), sites.consortium.site_key(site_id)
+        return reply(site_id, key.sign(f" {honest.envelope.payload}".encode(), type_of(honest)))
+
+    def copied(sites: Sites, site_id: str, envelope: Any, payload: bytes) -> Any:
+        other = ask(sites, "site-1", envelope, payload)
+        said = open_statement(
+            MaskKey, other.envelope, sites.consortium.site_key("site-1").public
+        ).model_copy(update={"site_id": site_id})
+        return reply(site_id, said.sign(sites.consortium.site_key(site_id)))
+
+    five.faults = {("site-2", "keyrequest"): padded, ("site-4", "keyrequest"): copied}
+    outcome, _ = one_round(five)
+    assert outcome.status == "complete"
+    assert [one.line.entry.site_id for one in outcome.sites] == ["site-1", "site-3", "site-5"]

@@ -170,7 +170,7 @@ def test_a_wrong_share_makes_a_noised_round_void_not_wrong(new_consortium: Any) 
     sites.faults |= {(f"site-{n}", "unmask"): silent for n in (4, 5)}
     loop, _, start = loop_of(sites)
     outcome, after = loop._train_round(start, 1)
-    assert outcome.void_reason is VoidReason.MASKS_NOT_REMOVED
+    assert outcome.void_reason is VoidReason.SUM_NOT_USABLE
     assert (after.vector == 0).all()
 
 

@@ -16,6 +16,8 @@ from fedhealth.secagg.refusals import MaskingRefusedError
 from fedhealth.secagg.site_rules import check_site_rules
 from fedhealth.secagg.statements import KeyRequest, MaskKey, UnmaskRequest
 from fedhealth.server.enrolment import issue_roster, revoke
+from fedhealth.server.outcomes import RoundOutcome, Stopwatch
+from fedhealth.server.spool import Spool
 from fedhealth.site.enrolment import pin_roster, read_roster_file
 from fedhealth.site.home import load_pinned
 from fedhealth.testing.flower_task import flower_task
@@ -127,7 +129,7 @@ def rounds_of(sites: Sites, *attempts: tuple[int, tuple[str, ...]]) -> list[Any]
         loop, _, start = loop_of(sites)
         for attempt, absent in attempts:
             sites.faults = {(name, "manifest"): lambda *_: None for name in absent}
-            loop.folder.opened_sum.unlink(missing_ok=True)
+            loop.folder.opened_sums.unlink(missing_ok=True)
             outcome, _ = loop._train_round(start, attempt)
             outcomes.append(outcome)
     return outcomes
@@ -148,6 +150,63 @@ def test_another_round_from_the_same_model_opens_no_other_list(sites: Sites) -> 
         outcome, _ = loop._train_round(replace(start, round_number=1), 1)
     assert outcome.status == "void"
     assert outcome.masked.total.unmasked_by == ()
+
+
+def asked(loop: Any, now: Any, kind: Any, names: tuple[str, ...], attempt: int = 1) -> RoundOutcome:
+    """One trip of a server that chooses the cohort itself, and remembers nothing of what it opened."""
+    loop.folder.opened_sums.unlink(missing_ok=True)
+    lines = loop._masking.with_keys(loop._gathering.gather(kind))
+    cohort = [line for line in lines if line.entry.site_id in names]
+    manifest = loop._manifest(now, cohort, attempt, kind)
+    return loop._exchange(manifest, now, cohort, Spool(loop.folder.spool), Stopwatch())
+
+
+def test_evaluating_a_model_that_was_trained_from_opens_no_other_list(sites: Sites) -> None:
+    """Both tell the metrics of one model: their difference would be one site's."""
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        last = replace(start, round_number=loop.run.num_rounds)
+        assert asked(loop, start, "train", FIVE).status == "complete"
+        other, same = (
+            asked(loop, last, "evaluate", FIVE[:4]),
+            asked(loop, last, "evaluate", FIVE, 2),
+        )
+    assert [other.status, same.status] == ["void", "complete"]
+    assert other.masked.total.unmasked_by == ()
+
+
+def test_a_final_model_is_evaluated_after_the_last_round_only(sites: Sites) -> None:
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        early = asked(loop, start, "evaluate", FIVE)
+    assert {one.drop_code for one in early.sites} == {DropCode.STUDY_MISMATCH}
+
+
+def test_another_run_from_the_same_model_opens_no_other_list(new_consortium: Any) -> None:
+    content = masked_content()
+    content["runs"].append({"name": "second", "num_rounds": 1})
+    sites = Sites(new_consortium(*FIVE, content=content))
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        assert asked(loop, start, "train", FIVE).status == "complete"
+        loop, _, start = loop_of(sites, "second")
+        other, same = (
+            asked(loop, start, "train", FIVE[:4]),
+            asked(loop, start, "train", FIVE, 2),
+        )
+    assert [other.status, same.status] == ["void", "complete"]
+
+
+def test_a_sum_in_between_does_not_make_a_round_forget_its_list(sites: Sites) -> None:
+    """Round 1 of five; round 2 of four from another model; then round 2 of five from the first model again."""
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        moved = start.vector.copy()
+        moved[0] = 0.5
+        assert asked(loop, start, "train", FIVE).status == "complete"
+        between = asked(loop, replace(start, vector=moved, round_number=1), "train", FIVE[:4])
+        third = asked(loop, replace(start, round_number=1), "train", FIVE, 2)
+    assert [between.status, third.status] == ["complete", "void"]
 
 
 def test_agreeing_alone_does_not_bind_a_further_attempt(sites: Sites) -> None:

@@ -112,8 +112,12 @@ def test_a_strategy_of_ones_own_is_refused_unless_it_says_that_the_mean_is_enoug
     class Not(Summed):
         sum_based = False
 
+    class OwnFold(Summed):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return super().aggregate_train(server_round, replies)
+
     check_needs_sum_only(Summed())
-    for kind in (Own, Not):
+    for kind in (Own, Not, OwnFold):
         with pytest.raises(ConfigError, match="FH-STRATEGY-061"):
             check_needs_sum_only(kind())
 
