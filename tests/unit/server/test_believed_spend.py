@@ -6,8 +6,14 @@ import pytest
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.evidence.statements import Contribution, LedgerPlace, Manifest, PrivacySpend
-from fedhealth.privacy.accounting.events import Event, UnboundedRelease, merge_events
+from fedhealth.privacy.accounting.events import (
+    DistributedSkellam,
+    Event,
+    UnboundedRelease,
+    merge_events,
+)
 from fedhealth.privacy.accounting.plan import SitePlan, plan_site
+from fedhealth.secagg.patient_account import SumTerms
 from fedhealth.server.believed_spend import spend_is_believed
 
 from ..conftest import Consortium, study_content  # noqa: TID252 - tests are no installed package
@@ -175,3 +181,45 @@ def test_without_patient_privacy_what_left_is_not_believed_to_have_cost_nothing(
     assert not is_believed(private, None, said(private.manifest(), nothing, evaluate_metrics={}))
     assert not is_believed(private, None, said(closing, nothing))
     assert is_believed(private, None, said(closing, nothing, evaluate_metrics={}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_good"),
+    [
+        ({}, True),
+        ({"delta": 1e-3}, False),
+        ({"clipping_norm": 0.5}, False),
+        ({"clipping_norm": None}, False),
+    ],
+)
+def test_a_patients_account_of_a_noised_sum_has_the_studys_delta_and_norm(
+    private: Consortium, changes: dict[str, Any], is_good: bool
+) -> None:
+    terms = SumTerms(
+        event=DistributedSkellam(
+            unit="patient",
+            l1_sensitivity=4000.0,
+            l2_sensitivity=1000.0,
+            variance=4e6,
+            num_honest=3,
+            steps=1,
+            population="train",
+            split_id="study",
+        ),
+        delta=1e-5,
+        clipping_norm=1.0,
+    )
+    manifest = private.manifest()
+    account = PrivacySpend(
+        **{
+            "round_events": (terms.event,),
+            "study_events": (terms.event,),
+            "delta": terms.delta,
+            "clipping_norm": terms.clipping_norm,
+            "ledger": LedgerPlace(sequence=2, head=HEX),
+        }
+        | changes
+    )
+    answer = said(manifest, account, evaluate_metrics={})
+    believed = spend_is_believed(answer, manifest, None, declared_train_size=1, sums=terms)
+    assert believed is is_good

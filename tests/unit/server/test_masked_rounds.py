@@ -1,5 +1,6 @@
 """Masked rounds from end to end, in memory: right sums, every stage of dropping out, nothing readable at the server."""
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import QuorumError
+from fedhealth.evidence.signing import _pae
 from fedhealth.evidence.statements import Contribution, Manifest, open_statement
 from fedhealth.report.record import VoidReason
+from fedhealth.secagg.statements import MaskKey
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.records import round_record
 
@@ -261,8 +264,17 @@ def test_a_key_that_is_padded_or_another_sites_leaves_its_site_out(five: Sites) 
     """The other sites would refuse a cohort with it: one site must not end the round for all."""
 
     def padded(sites: Sites, site_id: str, envelope: Any, payload: bytes) -> Any:
-        honest, key = ask(sites, site_id, envelope, payload), sites.consortium.site_key(site_id)
-        return reply(site_id, key.sign(f" {honest.envelope.payload}".encode(), type_of(honest)))
+        honest = ask(sites, site_id, envelope, payload).envelope
+        longer = f" {honest.payload}"
+        signed = sites.consortium.site_key(site_id)._key.sign(
+            _pae(honest.payload_type, longer.encode())
+        )
+        return reply(
+            site_id,
+            honest.model_copy(
+                update={"payload": longer, "signature": base64.b64encode(signed).decode()}
+            ),
+        )
 
     def copied(sites: Sites, site_id: str, envelope: Any, payload: bytes) -> Any:
         other = ask(sites, "site-1", envelope, payload)
