@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedhealth.errors import TransportError
+from fedhealth.errors import EvidenceError, TransportError
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -38,11 +38,24 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of our own JSON files; an absent file is an empty object."""
+    """Read one of our own JSON files; an absent file is an empty object.
+
+    Raises:
+        EvidenceError: FH-EVIDENCE-031 the file holds no JSON object: a disk or a person damaged it.
+    """
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise EvidenceError(
+            "FH-EVIDENCE-031",
+            f"{path.name} is damaged.",
+            why="What was done before is not known without it, and nothing may be assumed of it.",
+            fix="Restore it from the newest backup of this home.",
+        )
     return value
 
 

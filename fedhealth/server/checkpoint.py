@@ -102,7 +102,15 @@ def _read(place: Path) -> Checkpoint | None:
             record=(place / "record.json").read_bytes(),
         )
         digests = meta["model_sha256"], meta["strategy_sha256"]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AggregationError):
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AggregationError,
+        EvidenceError,
+    ):
         return None
     if (vector_digest(found.vector), hashlib.sha256(strategy).hexdigest()) != digests:
         return None

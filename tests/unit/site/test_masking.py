@@ -8,7 +8,7 @@ import pytest
 
 from fedhealth.config.load import load_site
 from fedhealth.contracts.codes import DropCode
-from fedhealth.errors import ConfigError, GateRefusedError, IdentityError, UsageError
+from fedhealth.errors import ConfigError, EvidenceError, GateRefusedError, IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import Manifest, StudyRoster, open_statement
 from fedhealth.gate.gate import ReleaseTerms, clear_metrics, release
@@ -150,6 +150,26 @@ def test_another_round_from_the_same_model_opens_no_other_list(sites: Sites) -> 
         outcome, _ = loop._train_round(replace(start, round_number=1), 1)
     assert outcome.status == "void"
     assert outcome.masked.total.unmasked_by == ()
+
+
+@pytest.mark.parametrize("damage", ["", '{"sums": [', "[]"])
+def test_no_share_leaves_where_the_memory_of_lists_is_damaged(sites: Sites, damage: str) -> None:
+    log = after_a_round(sites)
+    envelope, payload = sent(log, "unmask", "site-1")
+    site = sites.sites["site-1"]
+    (site.pinned.folder.state / "opened_sums.json").write_text(damage)
+    site.restart()
+    with pytest.raises(EvidenceError, match="FH-EVIDENCE-031"):
+        site.answer(envelope, payload)
+
+
+def test_a_server_that_lost_its_memory_of_lists_begins_no_round(sites: Sites) -> None:
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        loop._train_round(start, 1)
+        loop.folder.opened_sums.write_text('{"sums": [')
+        with pytest.raises(EvidenceError, match="FH-EVIDENCE-031"):
+            loop._train_round(start, 2)
 
 
 def asked(loop: Any, now: Any, kind: Any, names: tuple[str, ...], attempt: int = 1) -> RoundOutcome:
