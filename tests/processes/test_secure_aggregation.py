@@ -137,12 +137,14 @@ def outcome(record: RoundRecord) -> dict[str, str]:
     return {s.site_id: s.drop_code.value if s.drop_code else s.status.value for s in record.sites}
 
 
+@pytest.mark.timeout(600)
 def test_kills_and_delays_at_every_stage_are_survived_by_five(
     make_federation: MakeFederation,
 ) -> None:
     """Round 1: hospital-4 is too late, hospital-3 is killed after its vector is in the sum, and comes back.
 
-    Round 2: the worker of hospital-2 dies in training. Round 3: all are there again.
+    Round 2: the worker of hospital-2 dies in training. Round 3: all are there again. On a slow machine a round may
+    begin before hospital-3 is back; one with too few survivors is void, changes nothing and is done again.
     """
     step = 0.7310585
     options = {
@@ -155,7 +157,7 @@ def test_kills_and_delays_at_every_stage_are_survived_by_five(
         "fault_rounds": [2],
     }
     content = masked_content(
-        options, num_rounds=3, masks={"colluding": 0}, round_deadline_s=25, max_void_rounds=3
+        options, num_rounds=3, masks={"colluding": 0}, round_deadline_s=25, max_void_rounds=20
     )
     federation = make_federation(content, num_sites=5)
     for home in federation.sites.values():
@@ -177,8 +179,13 @@ def test_kills_and_delays_at_every_stage_are_survived_by_five(
     updates = plain_updates((1, 2, 3, 5), step)
     assert found_in_memory(federation, [model, *updates]) == {model}
     federation.start_site("hospital-3")
-    assert wait(server, 300) == 0, federation.output("server")
-    first, second, third = (r for r in federation.records() if r.kind == "train")
+    assert wait(server, 400) == 0, federation.output("server")
+    rounds = [r for r in federation.records() if r.kind == "train"]
+    for record in rounds:
+        if record.status == "void":
+            assert record.void_reason is VoidReason.MINIMUM_COHORT, record.void_reason
+            assert record.model_in_sha256 == record.model_out_sha256
+    first, second, third = (r for r in rounds if r.status == "complete")
     assert outcome(first)["hospital-4"] == "deadline"
     masking = first.masking
     assert masking is not None
