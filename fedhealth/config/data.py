@@ -29,6 +29,11 @@ class ColumnConfig(ConfigModel):
     maximum: float | None = Field(
         None, description="Largest plausible value: public, not from patients."
     )
+    reference: tuple[float, float] | None = Field(
+        None,
+        description="Range of most patients, such as a laboratory's: public, not from patients. Scales the column; "
+        "left out: minimum and maximum do.",
+    )
     codes: tuple[int, ...] = Field((), max_length=100, description="Allowed values of a category.")
     required: bool = Field(False, description="True: a missing value is refused.")
 
@@ -37,13 +42,17 @@ class ColumnConfig(ConfigModel):
         if self.dtype == "category":
             if len(self.codes) < 2 or len(set(self.codes)) != len(self.codes):  # noqa: PLR2004
                 raise ValueError("a category needs at least two distinct codes")
-            if self.minimum is not None or self.maximum is not None:
-                raise ValueError("a category has codes, not minimum and maximum")
+            if any(limit is not None for limit in (self.minimum, self.maximum, self.reference)):
+                raise ValueError("a category has codes, not minimum, maximum and reference")
             return self
         if self.codes:
             raise ValueError("codes belong to a category column")
         if self.minimum is None or self.maximum is None or not self.minimum < self.maximum:
             raise ValueError("a numeric column needs minimum < maximum")
+        if self.reference is not None:
+            low, high = self.reference
+            if not self.minimum <= low < high <= self.maximum:
+                raise ValueError("reference is low < high within minimum and maximum")
         return self
 
 

@@ -21,8 +21,9 @@ class Column:
     """One column of a table modality.
 
     `minimum` and `maximum` are *public* plausibility limits in `unit` (closed interval): a value outside is
-    refused, and numeric columns are scaled with them, so no statistic of a patient is needed. `codes` are the
-    allowed values of a category column (one-hot encoded in this order).
+    refused, and numeric columns are scaled with them, so no statistic of a patient is needed. `reference`, if
+    given, is the *public* range in which most patients are; it then does the scaling. `codes` are the allowed
+    values of a category column (one-hot encoded in this order).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Column:
     unit: str | None = None
     minimum: float | None = None
     maximum: float | None = None
+    reference: tuple[float, float] | None = None
     codes: tuple[int, ...] = ()
     required: bool = False
 

@@ -1,7 +1,7 @@
 """Turn a table modality's values into numbers for a model, with public constants only.
 
 Called by `batch` (features of patients) and by model builders (feature widths, before any patient
-is read). Scaling uses the contract's public plausibility limits, so no statistic of a patient
+is read). Scaling uses the contract's public limits or reference ranges, so no statistic of a patient
 enters a model's input transform: there is nothing to account for and nothing to agree on between
 sites.
 """
@@ -20,10 +20,12 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TableEncoder:
-    """Columns of one table modality as features in [-1, 1] plus missing-value indicators.
+    """Columns of one table modality as features plus missing-value indicators.
 
-    A numeric column becomes one feature: minimum is -1, maximum is +1. A category column becomes
-    one feature per code (0 or 1, in the contract's order). A missing value becomes 0 in all its
+    A numeric column becomes one feature: the ends of its reference range are -1 and +1, and without
+    one minimum and maximum are. Plausibility limits are wide, so that most patients then lie close
+    together: under clipping and noise that signal is easily lost. A category column becomes one
+    feature per code (0 or 1, in the contract's order). A missing value becomes 0 in all its
     features, and 1 in the column's indicator.
     """
 
@@ -101,5 +103,6 @@ def _encode_column(column: Column, values: Values) -> Values:
             why="Numeric columns are scaled with public limits, never with statistics of patients.",
             fix="Give the column a minimum and a maximum in the study's data section.",
         )
-    scaled: Values = 2.0 * (values - column.minimum) / (column.maximum - column.minimum) - 1.0
+    low, high = column.reference or (column.minimum, column.maximum)
+    scaled: Values = 2.0 * (values - low) / (high - low) - 1.0
     return np.nan_to_num(scaled, nan=0.0)[..., None]

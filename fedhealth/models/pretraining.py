@@ -65,6 +65,36 @@ def pretrain(
     return encoder
 
 
+def fit_readout(
+    encoder: ImageEncoder, anatomy: Anatomy, *, sizes: tuple[int, ...], count: int, seed: int
+) -> nn.Linear:
+    """The least-squares readout of the log lesion load, scaled to standard deviation 1 over its phantoms.
+
+    Args:
+        encoder: pretrained.
+        anatomy: from `phantoms.read_anatomy`.
+        sizes: grids, voxels a side; `count` phantoms of each.
+        count: phantoms a size.
+        seed: of the phantoms.
+
+    Returns:
+        A layer from embeddings (B, E) to (B, 1).
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "readout"))
+    parts = [_embed(encoder, anatomy, size, count, generator) for size in sizes]
+    embeddings = torch.cat([embedded for embedded, _ in parts]).double()
+    ones = torch.ones(len(embeddings), 1, dtype=torch.float64)
+    joined = torch.cat([embeddings, ones], dim=1)
+    load = torch.cat([log_load for _, log_load in parts]).double()
+    weights = torch.linalg.lstsq(joined, load[:, None], driver="gelsd").solution
+    weights = weights / (joined @ weights).std()
+    readout = nn.Linear(encoder.projection.out_features, 1)
+    with torch.no_grad():
+        readout.weight.copy_(weights[:-1].T)
+        readout.bias.copy_(weights[-1])
+    return readout
+
+
 def load_correlation(
     encoder: ImageEncoder, anatomy: Anatomy, *, size: int, count: int, seed: int
 ) -> float:

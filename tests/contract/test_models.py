@@ -3,6 +3,7 @@ from typing import ClassVar
 import pytest
 
 from fedhealth.contracts.data import Column, DataContract, SplitPlan, TableModality
+from fedhealth.models.logistic_fusion import build_logistic_fusion
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.testing.model_contract import ModelContract
 
@@ -37,3 +38,15 @@ class TestMultimodalWithTwoTablesAndTwoOutputs(ModelContract):
             modalities=(table("keys"), table("values")),
             split=SplitPlan(train=0.7, validation=0.1, test=0.2, seed=0),
         )
+
+
+class TestLogisticFusion(ModelContract):
+    build = staticmethod(build_logistic_fusion)
+    begins_at_zero = True
+
+
+class TestLogisticFusionOfSums(ModelContract):
+    build = staticmethod(build_logistic_fusion)
+    begins_at_zero = True
+    options: ClassVar = {"products": "none"}
+    num_outputs = 2

@@ -112,6 +112,15 @@ def test_all_problems_of_a_file_are_listed_in_line_order(tmp_path: Path) -> None
     assert [p.line for p in problems] == sorted(p.line for p in problems)
 
 
+@pytest.mark.parametrize("reference", ["[70, 40]", "[40, 40]", "[40, 140]", "[-1, 60]"])
+def test_a_reference_range_lies_within_the_plausible_one(tmp_path: Path, reference: str) -> None:
+    old = "minimum: 0, maximum: 110}"
+    assert old in template_path("blank").read_text()
+    new = f"minimum: 0, maximum: 110, reference: {reference}}}"
+    assert "reference is low < high" in str(refuse(study_file(tmp_path, old, new)))
+    load_study(study_file(tmp_path, old, "minimum: 0, maximum: 110, reference: [40, 70]}"))
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "just text\n", "7\n"])
 def test_a_file_that_is_no_block_of_keys_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "study.yaml"

@@ -48,6 +48,14 @@ def test_a_numeric_column_goes_to_minus_one_and_one_at_its_limits() -> None:
     assert missing[:, 0].tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
+def test_a_reference_range_scales_a_column_instead_of_its_limits() -> None:
+    column = Column(name="age", dtype="float", minimum=0.0, maximum=120.0, reference=(40.0, 60.0))
+    encoder = TableEncoder(TableModality(name="t", columns=(column,)))
+    features, missing = encoder.encode(np.array([[40.0], [50.0], [60.0], [90.0], [np.nan]]))
+    assert features[:, 0].tolist() == [-1.0, 0.0, 1.0, 4.0, 0.0]
+    assert missing[:, 0].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
+
+
 def test_a_category_is_one_hot_in_the_order_of_its_codes_and_zero_when_missing() -> None:
     column = Column(name="thal", dtype="category", codes=(3, 6, 7))
     encoder = TableEncoder(TableModality(name="t", columns=(column,)))
