@@ -85,7 +85,8 @@ def model_sizes(study: Study) -> tuple[ModelSize, ...]:
     """
     sizes = [ModelSize(name="the model", num_parameters=_num_parameters(study))]
     option = "freeze_image_encoder"
-    if study.model.name == "multimodal" and not study.model.options.get(option, False):
+    trains_all = study.model.options.get("trainable", "all") == "all"
+    if study.model.name == "multimodal" and trains_all and not study.model.options.get(option):
         options = {**study.model.options, option: True}
         frozen = study.model_copy(
             update={"model": study.model.model_copy(update={"options": options})}

@@ -67,11 +67,11 @@ class TableConfig(ConfigModel):
 
 
 class VolumeConfig(ConfigModel):
-    """A 3D image."""
+    """A 3D image, or a 2D one."""
 
-    kind: Literal["volume"] = Field(description="A 3D image.")
+    kind: Literal["volume"] = Field(description="A 3D image, or a 2D one.")
     name: Name = Field(description="Name of the modality.")
-    shape: tuple[int, int, int] = Field(description="Voxels along i, j, k.")
+    shape: tuple[int, int, int] = Field(description="Voxels along i, j, k; k is 1 for 2D images.")
     spacing_mm: tuple[float, float, float] = Field(description="Voxel size along i, j, k.")
     orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = Field(
         "RAS", description="Direction of the axes, such as RAS or LPS."
@@ -79,8 +79,11 @@ class VolumeConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
-        if not all(8 <= n <= 512 for n in self.shape):  # noqa: PLR2004 - encoder needs 8, 512^3 is 0.5 GB
-            raise ValueError("each side of shape is between 8 and 512 voxels")
+        sides = self.shape[:2] if self.shape[2] == 1 else self.shape
+        if not all(8 <= n <= 512 for n in sides):  # noqa: PLR2004 - encoder needs 8, 512^3 is 0.5 GB
+            raise ValueError(
+                "each side of shape is between 8 and 512 voxels, or the last one 1 for 2D images"
+            )
         if not all(0 < s <= 50 for s in self.spacing_mm):  # noqa: PLR2004
             raise ValueError("spacing_mm is between 0 and 50 mm")
         return self

@@ -46,12 +46,20 @@ class TableModality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeModality:
-    """A 3D image on one grid: `shape` in voxels (i, j, k), `spacing_mm` per axis, orientation such as ``RAS``."""
+    """An image on one grid: `shape` in voxels (i, j, k), `spacing_mm` per axis, orientation such as ``RAS``.
+
+    A shape whose k side is 1 is a 2D image, such as a radiograph; its spacing along k says nothing.
+    """
 
     name: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     orientation: str = "RAS"
+
+    @property
+    def spatial_dims(self) -> Literal[2, 3]:
+        """2 for an image of one slice, else 3."""
+        return 2 if self.shape[2] == 1 else 3
 
 
 Modality = TableModality | VolumeModality

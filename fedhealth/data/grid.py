@@ -39,7 +39,7 @@ def to_grid(voxels: Volume, affine: Affine, modality: VolumeModality, *, where: 
 
     Raises:
         SiteDataError: FH-DATA-023 too far from the grid, FH-DATA-024 voxels that are not finite, FH-DATA-025
-            all voxels alike.
+            all voxels alike, FH-DATA-028 several slices where the study has 2D images.
     """
     if not np.isfinite(voxels).all():
         raise SiteDataError(
@@ -57,9 +57,11 @@ def to_grid(voxels: Volume, affine: Affine, modality: VolumeModality, *, where: 
 def check_field_of_view(
     shape: tuple[int, ...], affine: Affine, modality: VolumeModality, *, where: str
 ) -> None:
-    """Refuse a volume whose extent in mm has little to do with the grid's. Raises FH-DATA-023."""
+    """Refuse a volume whose extent in mm has little to do with the grid's. Raises FH-DATA-023, FH-DATA-028."""
+    if modality.spatial_dims == 2:  # noqa: PLR2004 - one slice
+        _check_one_slice(shape, affine, modality, where=where)
     extent = _along(np.asarray(shape) * _spacing_mm(affine), _axis_codes(affine), "RAS")
-    own = np.asarray(modality.shape) * np.asarray(modality.spacing_mm)
+    own = np.asarray(modality.shape) * _wanted_spacing_mm(affine, modality)
     wanted = _along(own, modality.orientation, "RAS")
     low, high = _FIELD_OF_VIEW_RATIO
     if ((extent < low * wanted) | (extent > high * wanted)).any():
@@ -72,11 +74,37 @@ def check_field_of_view(
         )
 
 
+def _check_one_slice(
+    shape: tuple[int, ...], affine: Affine, modality: VolumeModality, *, where: str
+) -> None:
+    num_slices = int(_along(np.asarray(shape), _axis_codes(affine), modality.orientation)[2])
+    if num_slices != 1:
+        raise SiteDataError(
+            "FH-DATA-028",
+            f"the {where} has {num_slices} slices, and the study has a 2D image there.",
+            why="Which slice to take, or which projection to make, is not for a default to decide.",
+            fix=f"Export one slice whose third axis is the {modality.orientation[2]} axis of the study's orientation.",
+        )
+
+
+def _wanted_spacing_mm(affine: Affine, modality: VolumeModality) -> Affine:
+    """(3,) along the grid's axes; for a 2D image the source's own across the slice, which says nothing."""
+    wanted = np.asarray(modality.spacing_mm, dtype=np.float64)
+    if modality.spatial_dims == 2:  # noqa: PLR2004 - one slice
+        own = _along(_spacing_mm(affine), _axis_codes(affine), modality.orientation)
+        wanted[2] = own[2]
+    return wanted
+
+
 def _is_on_grid(shape: tuple[int, ...], affine: Affine, modality: VolumeModality) -> bool:
     return (
         tuple(shape) == modality.shape
         and _axis_codes(affine) == modality.orientation
-        and bool(np.allclose(_spacing_mm(affine), modality.spacing_mm, rtol=_SPACING_TOLERANCE))
+        and bool(
+            np.allclose(
+                _spacing_mm(affine), _wanted_spacing_mm(affine, modality), rtol=_SPACING_TOLERANCE
+            )
+        )
     )
 
 
@@ -96,13 +124,14 @@ def _resample(voxels: Volume, affine: Affine, modality: VolumeModality) -> Volum
     source = MetaTensor(torch.from_numpy(voxels[None]), affine=torch.from_numpy(affine))
     oriented = Orientation(axcodes=modality.orientation, labels=_AXIS_LABELS)(source)
     own_spacing = _along(_spacing_mm(affine), _axis_codes(affine), modality.orientation)
-    ratio = np.asarray(modality.spacing_mm) / own_spacing
+    spacing = _wanted_spacing_mm(affine, modality)
+    ratio = spacing / own_spacing
     # A Gaussian as wide as the new voxel, less the old one: without it, small structures alias.
     sigma = np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)) / _FWHM_PER_SIGMA
     steps = Compose(
         [
             GaussianSmooth(sigma=sigma.tolist()),
-            Spacing(pixdim=modality.spacing_mm, mode="bilinear", padding_mode="border"),
+            Spacing(pixdim=spacing.tolist(), mode="bilinear", padding_mode="border"),
             ResizeWithPadOrCrop(modality.shape, mode="constant", value=background),
         ]
     )

@@ -171,6 +171,8 @@ def _unpack(content: bytes, limit_bytes: int) -> bytes:
 
 def _three(shape: tuple[int, ...], where: str) -> tuple[int, int, int]:
     sides = tuple(int(side) for side in shape)
+    if len(sides) == 2:  # noqa: PLR2004 - an image of one slice
+        sides = (*sides, 1)
     if len(sides) < 3 or any(side != 1 for side in sides[3:]):  # noqa: PLR2004 - i, j, k
         raise _unusable(where, f"it has {len(sides)} dimensions instead of 3")
     return sides[0], sides[1], sides[2]

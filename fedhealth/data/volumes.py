@@ -48,7 +48,7 @@ class NiftiVolume:
         """Read the header only.
 
         Raises:
-            SiteDataError: FH-DATA-020 to 023 and 027, see `nifti` and `grid`.
+            SiteDataError: FH-DATA-020 to 023, 027 and 028, see `nifti` and `grid`.
         """
         header = read_header(self._path, where=self._where)
         check_field_of_view(header.shape, header.affine, self._modality, where=self._where)
@@ -57,7 +57,7 @@ class NiftiVolume:
         """The volume on the contract's grid: (i, j, k) float32, z-scored, read-only.
 
         Raises:
-            SiteDataError: FH-DATA-020 to 025 and 027, see `nifti` and `grid`.
+            SiteDataError: FH-DATA-020 to 025, 027 and 028, see `nifti` and `grid`.
         """
         with self._lock:
             content, digest = self._identify()

@@ -1,67 +1,34 @@
-"""The default model: one encoder a modality, gated fusion, a linear head. Entry point ``multimodal``.
+"""The default model: one encoder a modality, a fusion, a linear head. Entry point ``multimodal``.
 
 Called by local training through the plug-in registry. Shape legend: B patients, M modalities, E embedding.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedhealth.config.base import ConfigModel, OptionValue
-from fedhealth.contracts.data import DataContract, Modality, TableModality
+from fedhealth.config.base import OptionValue
+from fedhealth.contracts.data import DataContract, Modality, TableModality, VolumeModality
 from fedhealth.data.batch import Batch
 from fedhealth.data.tables import table_encoders
-from fedhealth.models.fusion import GatedFusion
-from fedhealth.models.image_encoder import CHANNELS_PER_GROUP, ImageEncoder
+from fedhealth.errors import ConfigError
+from fedhealth.models.fusion import FUSIONS
+from fedhealth.models.image_encoder import ImageEncoder, VolumeEncoder
+from fedhealth.models.image_encoders import make_image_encoder
+from fedhealth.models.multimodal_options import MultimodalOptions
 from fedhealth.models.options import parse_options
 from fedhealth.models.patient_rows import row_copies, rows_of_patients
-from fedhealth.models.pretrained import ENCODER_EMBEDDING_SIZE, ENCODER_WIDTHS, load_phantom_encoder
+from fedhealth.models.pretrained import load_phantom_encoder
 from fedhealth.models.table_encoder import TableEncoder
+from fedhealth.models.trainable_parts import keep_trainable
 
-Width = Annotated[int, Field(ge=CHANNELS_PER_GROUP, le=512, multiple_of=CHANNELS_PER_GROUP)]
-
-
-class MultimodalOptions(ConfigModel):
-    """Options of the model in study.yaml."""
-
-    embedding_size: int = Field(
-        16, ge=1, le=512, description="Numbers an encoder makes of a modality."
-    )
-    table_hidden_size: int = Field(
-        32, ge=1, le=4096, description="Hidden units of a table encoder."
-    )
-    image_widths: list[Width] = Field(
-        default_factory=lambda: list(ENCODER_WIDTHS),
-        min_length=1,
-        max_length=6,
-        description="Channels of each block of an image encoder, multiples of 4.",
-    )
-    image_weights: Literal["random", "phantom"] = Field(
-        "random",
-        description="phantom: start from the shipped encoder, pretrained on synthetic phantoms, not clinical.",
-    )
-    freeze_image_encoder: bool = Field(
-        False, description="True: image encoders are not trained and do not travel."
-    )
-
-    @model_validator(mode="after")
-    def _pretrained_shape(self) -> Self:
-        if self.image_weights == "phantom" and (
-            tuple(self.image_widths) != ENCODER_WIDTHS
-            or self.embedding_size != ENCODER_EMBEDDING_SIZE
-        ):
-            raise ValueError(
-                f"image_weights phantom needs image_widths {list(ENCODER_WIDTHS)} and "
-                f"embedding_size {ENCODER_EMBEDDING_SIZE}"
-            )
-        return self
+FUSION_PARTS = ("fusion.", "absent.")
+"""Parameters by which modalities are joined: the fusion, and what stands in for an absent modality."""
 
 
 class MultimodalModel(nn.Module):
-    """Encoders, a learnt token for each modality that a patient may lack, gated fusion, a linear head.
+    """Encoders, a learnt token for each modality that a patient may lack, a fusion, a linear head.
 
     Args:
         contract: modalities and their widths.
@@ -82,7 +49,7 @@ class MultimodalModel(nn.Module):
         self.absent = nn.ParameterDict(
             {_key(m): _token(options.embedding_size) for m in contract.modalities}
         )
-        self.fusion = GatedFusion(len(contract.modalities), options.embedding_size)
+        self.fusion = FUSIONS[options.fusion](len(contract.modalities), options.embedding_size)
         self.head = nn.Linear(self.fusion.output_size, num_outputs)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -95,19 +62,18 @@ class MultimodalModel(nn.Module):
         return logits
 
     def take_out_frozen_encoders(self) -> dict[str, nn.Module]:
-        """Image encoders that are not trained, by modality; afterwards the model wants their embeddings.
+        """Image encoders that are not trained, by modality; afterwards the model wants their output instead.
 
         Local training calls it once, so that a frozen encoder sees each patient once and not in every step:
-        `Batch.volumes` then holds (B, E) embeddings (see `PatientDataset.encode_volumes`).
+        `Batch.volumes` then holds (B, E) embeddings, or (B, F) features where the projection is trained (see
+        `PatientDataset.encode_volumes`).
         """
         taken: dict[str, nn.Module] = {}
         for modality in self._modalities:
             encoder = self.encoders[_key(modality)]
-            if isinstance(encoder, ImageEncoder) and not any(
-                p.requires_grad for p in encoder.parameters()
-            ):
-                taken[modality.name] = encoder
-                self.encoders[_key(modality)] = nn.Identity()
+            parts = encoder.take_out() if isinstance(encoder, VolumeEncoder) else None
+            if parts is not None:
+                taken[modality.name], self.encoders[_key(modality)] = parts
         return taken
 
     def _embed(self, batch: Batch, modality: Modality) -> Tensor:
@@ -143,10 +109,19 @@ def build_multimodal(
     """A new model (a `ModelBuilder`).
 
     Raises:
-        ConfigError: FH-MODEL-001 an option is wrong, FH-MODEL-010 the shipped weights are damaged.
+        ConfigError: FH-MODEL-001 an option is wrong, FH-MODEL-010 the shipped weights are damaged, FH-MODEL-030 a grid
+            does not fit the image encoder, FH-MODEL-031 there is nothing for low-rank changes.
     """
     parsed = parse_options(MultimodalOptions, options, owner="model 'multimodal'")
-    return MultimodalModel(contract, num_outputs, parsed)
+    model = MultimodalModel(contract, num_outputs, parsed)
+    keep_trainable(
+        model,
+        parsed.trainable,
+        lora_rank=parsed.lora_rank,
+        lora_alpha=parsed.lora_alpha,
+        fusion_parts=FUSION_PARTS,
+    )
+    return model
 
 
 def _key(modality: Modality) -> str:
@@ -164,10 +139,28 @@ def _encoder(contract: DataContract, modality: Modality, options: MultimodalOpti
             hidden_size=options.table_hidden_size,
             embedding_size=options.embedding_size,
         )
-    encoder = ImageEncoder(options.image_widths, options.embedding_size)
+    encoder = make_image_encoder(
+        options.image_encoder,
+        modality,
+        embedding_size=options.embedding_size,
+        widths=options.image_widths,
+        patch_size=options.image_patch_size,
+        frozen_norm=False,
+    )
     if options.image_weights == "phantom":
-        load_phantom_encoder(encoder)
+        _load_phantom(encoder, modality)
     return encoder.requires_grad_(not options.freeze_image_encoder)
+
+
+def _load_phantom(encoder: VolumeEncoder, modality: VolumeModality) -> None:
+    if not isinstance(encoder, ImageEncoder) or modality.spatial_dims != 3:  # noqa: PLR2004 - i, j, k
+        raise ConfigError(
+            "FH-MODEL-030",
+            f"the shipped encoder is for volumes, and modality {modality.name!r} is a 2D image.",
+            why="Its convolutions have three axes.",
+            fix="Set model.options.image_weights to random in study.yaml.",
+        )
+    load_phantom_encoder(encoder)
 
 
 def _token(embedding_size: int) -> nn.Parameter:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fedhealth.errors import ConfigError
 from fedhealth.models.image_encoder import ImageEncoder
+from fedhealth.models.multimodal_options import PHANTOM_EMBEDDING_SIZE, PHANTOM_WIDTHS
 
-ENCODER_WIDTHS = (8, 16, 32)
-ENCODER_EMBEDDING_SIZE = 16
+ENCODER_WIDTHS = PHANTOM_WIDTHS
+ENCODER_EMBEDDING_SIZE = PHANTOM_EMBEDDING_SIZE
 WEIGHTS_FILE = Path(__file__).parent / "weights" / "phantom_encoder.safetensors"
 WEIGHTS_SHA256 = "b8638933b2e63e03d2bb2e81151add8ebd0b5241beebf447314e986454c03f12"
 READOUT_FILE = WEIGHTS_FILE.with_name("phantom_readout.safetensors")

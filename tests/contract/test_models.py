@@ -1,11 +1,12 @@
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
-from fedhealth.contracts.data import Column, DataContract, SplitPlan, TableModality
+from fedhealth.contracts.data import Column, DataContract, SplitPlan, TableModality, VolumeModality
 from fedhealth.models.logistic_fusion import build_logistic_fusion
 from fedhealth.models.multimodal import build_multimodal
-from fedhealth.testing.model_contract import ModelContract
+from fedhealth.testing.model_contract import ModelContract, example_contract
 
 
 class TestMultimodal(ModelContract):
@@ -50,3 +51,67 @@ class TestLogisticFusionOfSums(ModelContract):
     begins_at_zero = True
     options: ClassVar = {"products": "none"}
     num_outputs = 2
+
+
+class TestConcatenation(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"fusion": "concatenation"}
+
+
+class TestProduct(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"fusion": "product"}
+
+
+class TestCrossAttention(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"fusion": "cross_attention"}
+
+
+class TestResNet(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"image_encoder": "resnet10"}
+
+
+class TestDenseNet(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"image_encoder": "densenet_small"}
+
+
+class TestVisionTransformer(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"image_encoder": "vit_tiny"}
+
+
+class _Images(ModelContract):
+    """A 2D image beside the table."""
+
+    build = staticmethod(build_multimodal)
+
+    @pytest.fixture
+    def contract(self) -> DataContract:
+        whole = example_contract()
+        image = VolumeModality(name="xray", shape=(16, 24, 1), spacing_mm=(1.0, 1.0, 1.0))
+        return replace(whole, modalities=(*whole.tables, image))
+
+
+class TestImagesWithConvolutions(_Images):
+    pass
+
+
+class TestImagesWithResNet(_Images):
+    options: ClassVar = {"image_encoder": "resnet10"}
+
+
+class TestImagesWithTransformer(_Images):
+    options: ClassVar = {"image_encoder": "vit_tiny"}
+
+
+class TestHeadAndFusion(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"trainable": "head_and_fusion"}
+
+
+class TestLowRank(ModelContract):
+    build = staticmethod(build_multimodal)
+    options: ClassVar = {"trainable": "lora", "image_weights": "phantom", "lora_rank": 4}

@@ -48,3 +48,10 @@ def test_build_says_what_travels(num_parameters: int) -> None:
     plan = [{"name": "one", "num_rounds": 1}]
     findings = check_study(study(training=training, runs=plan), build=True)
     assert codes(findings, "note") == {"FH-CONFIG-028"}
+
+
+def test_build_finds_a_grid_that_does_not_fit_the_image_encoder() -> None:
+    model = {"name": "multimodal", "options": {"image_encoder": "vit_tiny", "image_patch_size": 12}}
+    findings = check_study(study(model=model), build=True)
+    assert codes(findings, "error") == {"FH-MODEL-030"}
+    assert "multiples of 12" in findings[0].text

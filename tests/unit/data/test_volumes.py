@@ -190,7 +190,8 @@ def with_header(path: Path, **fields: object) -> Path:
         ("FH-DATA-022", {"dim": [3, 4, 5, 6, 1, 1, 1, 1]}),
         ("FH-DATA-022", {"dim": [3, -8, 10, 12, 1, 1, 1, 1]}),
         ("FH-DATA-022", {"dim": [4, 8, 10, 3, 4, 1, 1, 1]}),
-        ("FH-DATA-022", {"dim": [2, 8, 120, 1, 1, 1, 1, 1]}),
+        ("FH-DATA-022", {"dim": [1, 960, 1, 1, 1, 1, 1, 1]}),
+        ("FH-DATA-023", {"dim": [2, 8, 120, 1, 1, 1, 1, 1]}),  # one slice of a volume
         ("FH-DATA-022", {"sform_code": 0, "qform_code": 0}),
         ("FH-DATA-022", {"srow_x": [0, 0, 0, 0]}),
         ("FH-DATA-022", {"srow_x": [np.nan, 0, 0, 0]}),

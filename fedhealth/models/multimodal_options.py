@@ -1,0 +1,81 @@
+"""Options of the model `multimodal` in study.yaml. Imports no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhealth.config.base import ConfigModel
+
+CHANNELS_PER_GROUP = 4
+"""GroupNorm over groups of four channels: fewer and a group of one voxel-poor channel is all noise."""
+PHANTOM_WIDTHS = (8, 16, 32)
+PHANTOM_EMBEDDING_SIZE = 16
+
+Width = Annotated[int, Field(ge=CHANNELS_PER_GROUP, le=512, multiple_of=CHANNELS_PER_GROUP)]
+
+
+class MultimodalOptions(ConfigModel):
+    """Options of the model in study.yaml."""
+
+    embedding_size: int = Field(
+        16, ge=1, le=512, description="Numbers an encoder makes of a modality."
+    )
+    table_hidden_size: int = Field(
+        32, ge=1, le=4096, description="Hidden units of a table encoder."
+    )
+    fusion: Literal["gated", "concatenation", "product", "cross_attention"] = Field(
+        "gated", description="How the embeddings of the modalities become one vector."
+    )
+    image_encoder: Literal[
+        "cnn",
+        "resnet10",
+        "resnet18",
+        "densenet_small",
+        "densenet121",
+        "vit_tiny",
+        "vit_base",
+    ] = Field("cnn", description="Network for volumes and images (docs/how-to/choose-a-model.md).")
+    image_widths: list[Width] = Field(
+        default_factory=lambda: list(PHANTOM_WIDTHS),
+        min_length=1,
+        max_length=6,
+        description="Channels of each block of image_encoder cnn, multiples of 4.",
+    )
+    image_patch_size: int = Field(
+        8, ge=2, le=64, description="Side of a patch of vit_tiny and vit_base, in voxels."
+    )
+    image_weights: Literal["random", "phantom"] = Field(
+        "random",
+        description="phantom: start from the shipped encoder, pretrained on synthetic phantoms, not clinical.",
+    )
+    freeze_image_encoder: bool = Field(
+        False, description="True: image encoders are not trained and do not travel."
+    )
+    trainable: Literal["all", "head_only", "head_and_fusion", "lora", "image_frozen"] = Field(
+        "all",
+        description="What is trained and travels. lora: low-rank changes of image encoders (FFA-LoRA) and everything "
+        "else; image_frozen: everything but image encoders; head_and_fusion also takes the absent-modality tokens.",
+    )
+    lora_rank: int = Field(8, ge=1, le=256, description="Rank of the changes with trainable lora.")
+    lora_alpha: float = Field(
+        16.0, gt=0, le=1024, description="The changes are scaled by lora_alpha / lora_rank."
+    )
+
+    @model_validator(mode="after")
+    def _pretrained_shape(self) -> Self:
+        if self.image_weights == "phantom" and (
+            self.image_encoder != "cnn"
+            or tuple(self.image_widths) != PHANTOM_WIDTHS
+            or self.embedding_size != PHANTOM_EMBEDDING_SIZE
+        ):
+            raise ValueError(
+                f"image_weights phantom needs image_encoder cnn, image_widths {list(PHANTOM_WIDTHS)} and "
+                f"embedding_size {PHANTOM_EMBEDDING_SIZE}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_answer_on_freezing(self) -> Self:
+        if self.freeze_image_encoder and self.trainable == "lora":
+            raise ValueError("freeze_image_encoder leaves nothing for trainable lora to change")
+        return self

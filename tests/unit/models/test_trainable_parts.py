@@ -1,0 +1,175 @@
+"""Freeze policies and FFA-LoRA: who is trained, exactness under averaging, what travels."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedhealth.config.base import OptionValue
+from fedhealth.errors import ConfigError
+from fedhealth.models.build import seeded_model, trainable_parameters
+from fedhealth.models.example_batch import random_batch
+from fedhealth.models.image_encoders import make_image_encoder
+from fedhealth.models.lora import LowRankLayer, add_low_rank
+from fedhealth.models.multimodal import build_multimodal
+from fedhealth.testing.model_contract import example_contract
+
+from .patient_oracle import assert_one_pass_is_the_patient_loop
+
+IMAGE = "encoders.volume_mri."
+
+
+def _model(**options: OptionValue) -> nn.Module:
+    return seeded_model(build_multimodal, example_contract(), 1, options, seed=3)
+
+
+def _trained(**options: OptionValue) -> set[str]:
+    return {name for name, _ in trainable_parameters(_model(**options))}
+
+
+def _num_bytes(**options: OptionValue) -> int:
+    return 4 * sum(p.numel() for _, p in trainable_parameters(_model(**options)))
+
+
+def test_policies_train_what_they_say() -> None:
+    everything = _trained()
+    assert _trained(trainable="head_only") == {n for n in everything if n.startswith("head.")}
+    joined = ("head.", "fusion.", "absent.")
+    assert _trained(trainable="head_and_fusion") == {n for n in everything if n.startswith(joined)}
+    no_image = {n for n in everything if not n.startswith(IMAGE)}
+    assert _trained(trainable="image_frozen") == no_image
+    assert _trained(freeze_image_encoder=True) == no_image
+    low_rank = _trained(trainable="lora")
+    assert {n for n in low_rank if not n.startswith(IMAGE)} == no_image
+    assert {n.removeprefix(IMAGE) for n in low_rank if n.startswith(IMAGE)} == {
+        *(f"blocks.{i}.conv.lora_b.weight" for i in range(3)),
+        "projection.lora_b.weight",
+    }
+
+
+def test_low_rank_changes_want_an_encoder_that_may_change() -> None:
+    with pytest.raises(ConfigError, match=r"FH-MODEL-001.*lora"):
+        _model(trainable="lora", freeze_image_encoder=True)
+    tables = example_contract().tables
+    contract = example_contract().__class__(
+        patient_id_column="patient_id",
+        label_column="label",
+        label_codes=(0, 1),
+        modalities=tables,
+        split=example_contract().split,
+    )
+    with pytest.raises(ConfigError, match="FH-MODEL-031"):
+        build_multimodal(contract, 1, {"trainable": "lora"})
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "resnet10", "vit_tiny"])
+def test_a_low_rank_model_begins_as_its_base(encoder: str) -> None:
+    batch = random_batch(example_contract(), 3)
+    base, changed = _model(image_encoder=encoder), _model(image_encoder=encoder, trainable="lora")
+    renamed = {
+        n.replace(".base.", "."): p for n, p in changed.named_parameters() if "lora" not in n
+    }
+    assert set(renamed) == {n for n, _ in base.named_parameters()}
+    base.load_state_dict(renamed)
+    with torch.no_grad():
+        torch.testing.assert_close(changed(batch), base(batch), atol=1e-6, rtol=1e-6)
+
+
+def test_frozen_factors_come_from_the_seed() -> None:
+    first, again = (dict(_model(trainable="lora").named_parameters()) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    factors = [name for name in first if name.endswith("lora_a.weight")]
+    assert len(factors) == 4
+    assert not any(first[name].requires_grad for name in factors)
+    assert all(first[name].abs().sum() > 0 for name in factors)
+
+
+LAYERS = [
+    nn.Linear(6, 5),
+    nn.Conv2d(2, 4, 3, stride=2, padding=1),
+    nn.Conv3d(2, 4, (3, 1, 2), dilation=(1, 2, 1)),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+@settings(deadline=None)  # the first call imports parts of torch
+@given(seed=st.integers(0, 2**16), rank=st.integers(1, 4), num_sites=st.integers(1, 5))
+def test_the_mean_of_trained_factors_is_the_mean_of_the_changes(
+    layer: nn.Linear | nn.Conv2d | nn.Conv3d, seed: int, rank: int, num_sites: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    low_rank = LowRankLayer(layer, rank=rank, alpha=3.0)
+    factors = [
+        torch.randn(low_rank.lora_b.weight.shape, generator=generator) for _ in range(num_sites)
+    ]
+    changes = []
+    for factor in factors:
+        low_rank.lora_b.weight.data.copy_(factor)
+        changes.append(low_rank.weight_change())
+    low_rank.lora_b.weight.data.copy_(torch.stack(factors).mean(0))
+    # float32 sums of up to four products.
+    torch.testing.assert_close(
+        low_rank.weight_change(), torch.stack(changes).mean(0), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_a_change_is_a_change_of_the_weight(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
+    shape = (3, 6) if isinstance(layer, nn.Linear) else (3, 2, *[7] * (layer.weight.dim() - 2))
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    low_rank = LowRankLayer(layer, rank=2, alpha=4.0)
+    nn.init.normal_(low_rank.lora_b.weight)
+    merged = {"weight": layer.weight + low_rank.weight_change(), "bias": layer.bias}
+    expected = torch.func.functional_call(layer, merged, (inputs,))
+    torch.testing.assert_close(low_rank(inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_grouped_convolutions_and_subclasses_are_left_alone() -> None:
+    class Other(nn.Linear):
+        pass
+
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), Other(2, 2), nn.Linear(2, 2))
+    assert add_low_rank(network, rank=1, alpha=1.0) == 1
+    assert isinstance(network[2], LowRankLayer)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable": "lora"},
+        {"trainable": "lora", "image_encoder": "vit_tiny", "lora_rank": 2},
+        {"trainable": "head_and_fusion"},
+        {"trainable": "head_only"},
+    ],
+)
+def test_patients_are_clipped_in_one_pass_as_one_by_one(
+    options: Mapping[str, OptionValue],
+) -> None:
+    assert_one_pass_is_the_patient_loop(_model(**options), example_contract())
+
+
+def test_a_tenth_travels_or_less() -> None:
+    modality = example_contract().volumes[0]
+    for name in ("cnn", "resnet10"):
+        encoder = make_image_encoder(
+            name,
+            modality,
+            embedding_size=16,
+            widths=(8, 16, 32),
+            patch_size=8,
+            frozen_norm=False,
+        )
+        whole = sum(p.numel() for p in encoder.parameters())
+        encoder.requires_grad_(False)
+        add_low_rank(encoder, rank=8, alpha=16.0)
+        trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+        assert whole >= 10 * trained
+    # Of the whole model: tables, fusion and head are trained in full besides.
+    assert _num_bytes(image_encoder="resnet10") >= 10 * _num_bytes(
+        image_encoder="resnet10", trainable="lora"
+    )
+    assert _num_bytes() >= 10 * _num_bytes(trainable="head_only")
+    assert _num_bytes() >= 10 * _num_bytes(trainable="head_and_fusion")
