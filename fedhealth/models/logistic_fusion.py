@@ -19,7 +19,7 @@ from fedhealth.data.batch import Batch
 from fedhealth.data.tables import table_encoders
 from fedhealth.models.options import parse_options
 from fedhealth.models.patient_rows import row_copies
-from fedhealth.models.pretrained import PhantomLoad
+from fedhealth.models.pretrained import PhantomLoad, check_phantom_fits
 
 
 class LogisticFusionOptions(ConfigModel):
@@ -60,7 +60,7 @@ class LogisticFusion(nn.Module):
         options: see `LogisticFusionOptions`.
 
     Raises:
-        ConfigError: FH-MODEL-010 the shipped weights are damaged.
+        ConfigError: FH-MODEL-010 the shipped weights are damaged, FH-MODEL-030 a modality is a 2D image.
     """
 
     head_prefixes: tuple[str, ...] = ("head.",)
@@ -78,6 +78,8 @@ class LogisticFusion(nn.Module):
             for volume, table in product(self._volumes, self._tables)
             if options.products == "volume_table"
         }
+        for volume in contract.volumes:
+            check_phantom_fits(volume)
         self.encoders = nn.ModuleDict({key: PhantomLoad() for key in self._volumes})
         sizes = {
             key: widths[name].num_features + widths[name].num_columns

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fedhealth.config.base import OptionValue
-from fedhealth.contracts.data import DataContract, Modality, TableModality, VolumeModality
+from fedhealth.contracts.data import DataContract, Modality, TableModality
 from fedhealth.data.batch import Batch
 from fedhealth.data.tables import table_encoders
-from fedhealth.errors import ConfigError
 from fedhealth.models.fusion import FUSIONS
 from fedhealth.models.image_encoder import ImageEncoder, VolumeEncoder
 from fedhealth.models.image_encoders import make_image_encoder
 from fedhealth.models.multimodal_options import MultimodalOptions
 from fedhealth.models.options import parse_options
 from fedhealth.models.patient_rows import row_copies, rows_of_patients
-from fedhealth.models.pretrained import load_phantom_encoder
+from fedhealth.models.pretrained import check_phantom_fits, load_phantom_encoder
 from fedhealth.models.table_encoder import TableEncoder
 from fedhealth.models.trainable_parts import keep_trainable
 
@@ -147,20 +146,10 @@ def _encoder(contract: DataContract, modality: Modality, options: MultimodalOpti
         patch_size=options.image_patch_size,
         frozen_norm=False,
     )
-    if options.image_weights == "phantom":
-        _load_phantom(encoder, modality)
+    if options.image_weights == "phantom" and isinstance(encoder, ImageEncoder):
+        check_phantom_fits(modality)
+        load_phantom_encoder(encoder)
     return encoder.requires_grad_(not options.freeze_image_encoder)
-
-
-def _load_phantom(encoder: VolumeEncoder, modality: VolumeModality) -> None:
-    if not isinstance(encoder, ImageEncoder) or modality.spatial_dims != 3:  # noqa: PLR2004 - i, j, k
-        raise ConfigError(
-            "FH-MODEL-030",
-            f"the shipped encoder is for volumes, and modality {modality.name!r} is a 2D image.",
-            why="Its convolutions have three axes.",
-            fix="Set model.options.image_weights to random in study.yaml.",
-        )
-    load_phantom_encoder(encoder)
 
 
 def _token(embedding_size: int) -> nn.Parameter:

@@ -10,6 +10,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor, nn
 
+from fedhealth.contracts.data import VolumeModality
 from fedhealth.errors import ConfigError
 from fedhealth.models.image_encoder import ImageEncoder
 from fedhealth.models.multimodal_options import PHANTOM_EMBEDDING_SIZE, PHANTOM_WIDTHS
@@ -30,6 +31,17 @@ def load_phantom_encoder(encoder: ImageEncoder, *, path: Path = WEIGHTS_FILE) ->
         ConfigError: FH-MODEL-010 the file is missing or not the one that was released.
     """
     encoder.load_state_dict(_read(path, WEIGHTS_SHA256))
+
+
+def check_phantom_fits(modality: VolumeModality) -> None:
+    """Refuse 2D images: the shipped convolutions have three axes. Raises ConfigError FH-MODEL-030."""
+    if modality.spatial_dims != 3:  # noqa: PLR2004 - i, j, k
+        raise ConfigError(
+            "FH-MODEL-030",
+            f"the shipped encoder is for volumes, and modality {modality.name!r} is a 2D image.",
+            why="It was pretrained on three-dimensional phantoms.",
+            fix="Use model multimodal with image_weights random in study.yaml.",
+        )
 
 
 class PhantomLoad(nn.Module):

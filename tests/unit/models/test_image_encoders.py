@@ -20,6 +20,7 @@ from fedhealth.models.image_encoders import (
     ImageEncoderName,
     make_image_encoder,
 )
+from fedhealth.models.logistic_fusion import build_logistic_fusion
 from fedhealth.models.monai_backbones import RESNET_LAYERS
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.models.pooling import WindowMax, WindowMean
@@ -115,6 +116,8 @@ def test_the_smallest_grid_works(name: ImageEncoderName, dims: int) -> None:
 def test_the_shipped_weights_are_for_volumes() -> None:
     with pytest.raises(ConfigError, match=r"FH-MODEL-030.*2D image"):
         build_multimodal(_contract((16, 16, 1)), 1, {"image_weights": "phantom"})
+    with pytest.raises(ConfigError, match=r"FH-MODEL-030.*2D image"):
+        build_logistic_fusion(_contract((16, 16, 1)), 1, {})
 
 
 @pytest.mark.parametrize(
