@@ -30,6 +30,12 @@ def init(  # noqa: PLR0917 - typer passes options by name
     train_size: Annotated[
         int | None, typer.Option(help="Public number of training patients (rounded if you like).")
     ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A modality that this site has; may be repeated. Left out: all of the study's."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make this site's keys and its join request. Keys never leave; compare fingerprints by telephone."""
@@ -38,7 +44,9 @@ def init(  # noqa: PLR0917 - typer passes options by name
     from fedhealth.site.enrolment import init_site
     from fedhealth.site.home import SiteHome
 
-    settings = settings_from_options(site_id, package, option or [], data_dir, train_size)
+    settings = settings_from_options(
+        site_id, package, option or [], data_dir, train_size, modalities=modality or []
+    )
     done = init_site(SiteHome(home.resolve()), invite, settings)
     say(f"Site {done.site_id}, study {done.study_id}: {done.study_title}")
     say(f"Site key   {fingerprint(done.site_key_id)}")

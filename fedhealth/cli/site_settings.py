@@ -15,6 +15,8 @@ def settings_from_options(
     options: Sequence[str],
     data_dir: Path | None,
     train_size: int | None,
+    *,
+    modalities: Sequence[str] = (),
 ) -> SiteSettings | None:
     """All four facts, or None when none is given (the home has its site.yaml).
 
@@ -28,7 +30,7 @@ def settings_from_options(
         "--train-size": train_size,
     }
     missing = [name for name, value in facts.items() if value is None]
-    if len(missing) == len(facts) and not options:
+    if len(missing) == len(facts) and not options and not modalities:
         return None
     if site_id is None or package is None or data_dir is None or train_size is None:
         raise UsageError(
@@ -42,6 +44,7 @@ def settings_from_options(
         package_options=dict(_parse(option) for option in options),
         data_dir=data_dir.resolve(),
         train_size=train_size,
+        modalities=tuple(modalities) or None,
     )
 
 

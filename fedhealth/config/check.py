@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from fedhealth import plugins
+from fedhealth.config.blocks import modality_blocks
 from fedhealth.config.study import Study
+from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import ConfigError
 
 SMALL_COHORT = 3
@@ -116,6 +118,20 @@ def _build(study: Study) -> list[Finding]:
         except ConfigError as error:
             findings.append(_error(error.code, f"runs.{run.name}: {error.what} {error.why}"))
             continue
+        try:
+            blocks = modality_blocks(method, study, run, TensorSpec.of(tensors))
+        except ConfigError as error:
+            findings.append(
+                _error(error.code, f"runs.{run.name}: {error.what} {error.why} {error.fix}")
+            )
+            continue
+        for block in blocks:
+            size = sum(tensors[name].size for name in block.tensors)
+            text = (
+                f"runs.{run.name}: {len(block.tensors)} tensors ({size} values) are averaged over the sites that "
+                f"declare {block.modality}."
+            )
+            findings.append(Finding(level="note", code="FH-CONFIG-035", text=text))
         num_bytes = 4 * sum(tensor.size for tensor in tensors.values())
         text = f"runs.{run.name}: {len(tensors)} tensors travel, {num_bytes / 1e6:.2f} MB each way a round."
         findings.append(Finding(level="note", code="FH-CONFIG-028", text=text))

@@ -5,11 +5,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhealth.config.base import ConfigModel, Slug
+from fedhealth.config.base import ConfigModel, Name, Slug
 from fedhealth.config.levels import LogLevel
 from fedhealth.config.privacy import SitePrivacy
 from fedhealth.config.secure_aggregation import SiteSecureAggregation
-from fedhealth.config.study import PluginChoice
+from fedhealth.config.study import PluginChoice, Study
+from fedhealth.errors import ConfigError
 
 
 class SiteConfig(ConfigModel):
@@ -28,6 +29,13 @@ class SiteConfig(ConfigModel):
         le=10_000_000,
         description="Number of training patients that the site makes public, and its weight in FedAvg. "
         "Round it if the exact number is sensitive.",
+    )
+    modalities: tuple[Name, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Kinds of data that this site declares, by the names of its studies; public. Left out: all that "
+        "a study has. An encoder of a modality that is not declared may be left to other sites "
+        "(federation.average_encoders_over).",
     )
     privacy: SitePrivacy = Field(
         default_factory=lambda: SitePrivacy(dataset="cohort"),
@@ -63,6 +71,24 @@ class SiteConfig(ConfigModel):
         20, gt=0, le=600, description="How long processes may take to end before they are killed."
     )
     log_level: LogLevel = Field("info", description="Detail of the site's own log files.")
+
+    def declared_modalities(self, study: Study) -> tuple[str, ...]:
+        """The modalities of a study that this site says it has, in the study's order.
+
+        Raises:
+            ConfigError: FH-CONFIG-033 it has none of them.
+        """
+        if self.modalities is None:
+            return study.modalities
+        declared = tuple(name for name in study.modalities if name in self.modalities)
+        if not declared:
+            raise ConfigError(
+                "FH-CONFIG-033",
+                f"site.yaml declares none of the modalities of study {study.id}.",
+                why=f"The study has {', '.join(study.modalities)}; a site without any has nothing to train on.",
+                fix="Correct `modalities` in site.yaml, or leave it out to declare all.",
+            )
+        return declared
 
     @model_validator(mode="after")
     def _waits(self) -> Self:

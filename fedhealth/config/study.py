@@ -83,6 +83,11 @@ class FederationConfig(ConfigModel):
     max_void_rounds: int = Field(
         3, ge=1, le=1000, description="Void rounds in a row after which a run stops."
     )
+    average_encoders_over: Literal["all_sites", "sites_with_modality"] = Field(
+        "all_sites",
+        description="Whose updates an encoder's mean is about. sites_with_modality: those that declared its modality "
+        "(site.yaml); the others leave it as it is and do not weigh in it.",
+    )
 
 
 class RunPlan(ConfigModel):
@@ -182,9 +187,18 @@ class Study(ConfigModel):
             raise ValueError(
                 "federation.min_cohort must be at least secure_aggregation.min_survivors: a smaller round has no sum"
             )
+        if self.averages_by_modality:
+            raise ValueError(
+                "federation.average_encoders_over sites_with_modality does not go with masks yet"
+            )
         noise = masks.distributed_privacy
         if noise is None or noise.unit == "site":
             return self
+        if self.averages_by_modality:
+            raise ValueError(
+                "distributed_privacy of unit patient divides by the patients of all sites: how many of them are at the "
+                "sites with a modality is not public. federation.average_encoders_over must be all_sites"
+            )
         if self.training.local_steps != 1 or self.privacy is not None:
             raise ValueError(
                 "distributed_privacy of unit patient takes one global step a round (training.local_steps: 1) and "
@@ -206,6 +220,16 @@ class Study(ConfigModel):
     def hides_sizes(self) -> bool:
         """Whether the number of a site's patients stays at the site: masks carry it, and no privacy plan needs it."""
         return self.secure_aggregation is not None and self.privacy is None
+
+    @property
+    def averages_by_modality(self) -> bool:
+        """Whether an encoder is averaged over the sites that declared its modality."""
+        return self.federation.average_encoders_over == "sites_with_modality"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the data contract's modalities, in its order."""
+        return tuple(modality.name for modality in self.data.modalities)
 
     def run(self, name: str) -> RunPlan:
         """The run of that name. Raises KeyError."""

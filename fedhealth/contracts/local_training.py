@@ -59,7 +59,9 @@ class PatientMechanism:
 class RoundTask:
     """One local round: `strategy_config` is what the strategy asked for, already through the allow-list.
 
-    `mechanism` is set when the study protects patients: a method that cannot carry it out must refuse.
+    `mechanism` is set when the study protects patients: a method that cannot carry it out must refuse. `frozen` names
+    shared tensors that are not trained in this round: they come back bit for bit as they came in, or the gate refuses
+    the update.
     """
 
     run_name: str
@@ -68,6 +70,7 @@ class RoundTask:
     strategy_config: Mapping[str, float | int | bool]
     is_cancelled: Callable[[], bool]
     mechanism: PatientMechanism | None = None
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,24 @@ class GivesPatientGradients(Protocol):
 
         Raises:
             CancelledTrainingError: `is_cancelled()` turned true.
+        """
+        ...
+
+
+@runtime_checkable
+class KnowsModalities(Protocol):
+    """A training method that can say which tensors belong to a modality, and that honours `RoundTask.frozen`.
+
+    Needed by studies with ``federation.average_encoders_over: sites_with_modality``.
+    """
+
+    def modality_prefixes(self, study: "Study", run: "RunPlan") -> Mapping[str, tuple[str, ...]]:
+        """For each modality, prefixes of the names of the tensors that only patients with it train.
+
+        A pure function of study and run. A modality without a tensor of its own may be left out.
+
+        Raises:
+            ConfigError: the model cannot say.
         """
         ...
 

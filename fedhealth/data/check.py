@@ -23,7 +23,7 @@ _STD_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideSummary:
-    """One side of the split: patients, patients by label code, patients with a record that lacks each modality.
+    """One side of the split: patients, by label code, with a record that lacks each modality, or that has it.
 
     A patient with several records counts once in each number that one of its records belongs to.
     """
@@ -31,6 +31,7 @@ class SideSummary:
     num_patients: int = field(repr=False)
     per_label: Mapping[int, int] = field(repr=False)
     lacking: Mapping[str, int] = field(repr=False)
+    having: Mapping[str, int] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +195,13 @@ def _is_z_scored(voxels: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> b
 
 
 def _summarise_side(patients: Sequence[Patient], cohort: Cohort) -> SideSummary:
+    names = [modality.name for modality in cohort.contract.modalities]
+    has = {name: [name in p.tables or name in p.volumes for p in patients] for name in names}
     lacking = {
-        modality.name: _count(
-            p for p in patients if modality.name not in p.tables and modality.name not in p.volumes
-        )
-        for modality in cohort.contract.modalities
+        n: _count(p for p, is_in in zip(patients, has[n], strict=True) if not is_in) for n in names
+    }
+    having = {
+        n: _count(p for p, is_in in zip(patients, has[n], strict=True) if is_in) for n in names
     }
     return SideSummary(
         num_patients=_count(patients),
@@ -207,6 +210,7 @@ def _summarise_side(patients: Sequence[Patient], cohort: Cohort) -> SideSummary:
             for code in cohort.contract.label_codes
         },
         lacking=lacking,
+        having=having,
     )
 
 

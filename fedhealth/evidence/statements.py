@@ -1,76 +1,63 @@
 """The signed statements of enrolment and of a round, as closed schemas (docs/reference/round-record.md)."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from fedhealth.config.privacy import Tuning
 from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
-from fedhealth.errors import EvidenceError
-from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey, canonical_json
+from fedhealth.evidence.signing import Envelope, canonical_json
+from fedhealth.evidence.statement import (
+    DecimalId,
+    Hex64,
+    Metrics,
+    ModalityName,
+    RunName,
+    SiteId,
+    Statement,
+    TensorName,
+    UtcTime,
+    is_canonical,
+    open_statement,
+    parse_statement,
+)
 from fedhealth.privacy.accounting.events import Event
 
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SiteId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
-RunName = SiteId
-TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
-DecimalId = Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]  # uint64 does not fit in JSON numbers
-UtcTime = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
-Metrics = dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float]
-
-
-class Statement(BaseModel):
-    """Base: closed, frozen, finite numbers only, bound to one payload type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @classmethod
-    def payload_type(cls) -> str:
-        """The DSSE payload type of this statement."""
-        return f"application/vnd.fedhealth.{cls.__name__.lower()}.v1+json"
-
-    def sign(self, key: SigningKey) -> Envelope:
-        """Sign this statement."""
-        return key.sign(self.payload_type(), self.model_dump(mode="json"))
-
-
-S = TypeVar("S", bound=Statement)
-
-
-def open_statement(model: type[S], envelope: Envelope, key: VerifyKey) -> S:
-    """The statement in an envelope, after signature and schema.
-
-    Raises:
-        IdentityError: the signature or the kind is wrong.
-        EvidenceError: FH-EVIDENCE-002 signed, but not in the agreed schema.
-    """
-    payload = key.open(envelope, model.payload_type())
-    return parse_statement(model, payload)
-
-
-def parse_statement(model: type[S], payload: bytes | str) -> S:
-    """Parse without believing: for reading the key that the statement itself names.
-
-    Raises:
-        EvidenceError: FH-EVIDENCE-002 not in the agreed schema.
-    """
-    try:
-        return model.model_validate_json(payload)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])[:80]
-        raise EvidenceError(
-            "FH-EVIDENCE-002",
-            f"a {model.__name__.lower()} does not keep its schema (at {where or 'the top'}).",
-            why="The other party may run another version.",
-            fix="Compare `fedhealth --version` on both sides.",
-        ) from None
-
-
-def is_canonical(said: Statement, envelope: Envelope) -> bool:
-    """Whether an envelope holds the statement's canonical JSON and not a byte more: a signature covers any bytes."""
-    return envelope.payload == canonical_json(said.model_dump(mode="json")).decode()
+__all__ = [
+    "Admission",
+    "CohortMember",
+    "Contribution",
+    "DecimalId",
+    "DistributedNoise",
+    "Hex64",
+    "Invitation",
+    "JoinRequest",
+    "LedgerPlace",
+    "Manifest",
+    "ManifestBlock",
+    "ManifestTensor",
+    "Metrics",
+    "ModalityName",
+    "PrivacySpend",
+    "RosterEntry",
+    "RosterSite",
+    "RoundMasking",
+    "RoundPrivacy",
+    "RunName",
+    "ShareCommitment",
+    "SignedShareCommitment",
+    "SiteId",
+    "Statement",
+    "StudyRoster",
+    "TensorName",
+    "UtcTime",
+    "is_canonical",
+    "manifest_tensors",
+    "open_statement",
+    "parse_statement",
+]
 
 
 class RosterEntry(Statement):
@@ -81,7 +68,7 @@ class RosterEntry(Statement):
     signing_key: str = Field(max_length=64)
     node_key_id: Hex64
     train_size: int | None = Field(ge=1, le=100_000_000)
-    modalities: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...]
+    modalities: tuple[ModalityName, ...]
 
 
 class Invitation(Statement):
@@ -109,7 +96,7 @@ class JoinRequest(Statement):
     node_key: str = Field(max_length=1000, pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$")
     node_key_proof: str = Field(max_length=1000)
     train_size: int | None = Field(ge=1, le=100_000_000)
-    modalities: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...]
+    modalities: tuple[ModalityName, ...]
 
 
 class Admission(Statement):
@@ -155,6 +142,13 @@ class ManifestTensor(Statement):
     dtype: Literal["float32"]
 
 
+class ManifestBlock(Statement):
+    """The tensors that only patients with one modality train; the round averages them over their owners."""
+
+    modality: ModalityName
+    tensors: tuple[TensorName, ...] = Field(min_length=1, max_length=20_000)
+
+
 class LedgerPlace(Statement):
     """A place in a site's privacy ledger: number of lines, and the hash of the last one."""
 
@@ -168,12 +162,14 @@ class CohortMember(Statement):
     Attributes:
         ledger: the last place of its ledger that the server has seen.
         mask_key: its key of secure aggregation for this run, signed by itself; None without masks.
+        modalities: what it declared when it joined; None where the round averages every tensor over all sites.
     """
 
     site_id: SiteId
     key_id: Hex64
     ledger: LedgerPlace | None = None
     mask_key: Envelope | None = None
+    modalities: tuple[ModalityName, ...] | None = Field(default=None, max_length=1000)
 
 
 class RoundPrivacy(Statement):
@@ -252,7 +248,10 @@ class PrivacySpend(Statement):
 
 
 class Manifest(Statement):
-    """What the server asks of every site of one round. The same bytes go to all."""
+    """What the server asks of every site of one round. The same bytes go to all.
+
+    `blocks` are there in a training round that averages encoders over the sites that declared their modality.
+    """
 
     study_id: SiteId
     study_sha256: Hex64
@@ -264,6 +263,7 @@ class Manifest(Statement):
     model_sha256: Hex64
     tensors: tuple[ManifestTensor, ...] = Field(min_length=1, max_length=20_000)
     cohort: tuple[CohortMember, ...] = Field(min_length=1, max_length=1000)
+    blocks: tuple[ManifestBlock, ...] = Field(default=(), max_length=1000)
     min_cohort: int = Field(ge=2, le=1000)
     strategy_config: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float | int | bool]
     privacy: RoundPrivacy | None = None
@@ -284,6 +284,17 @@ class Manifest(Statement):
             raise ValueError("a site is in the cohort twice")
         if len({m.key_id for m in self.cohort}) != len(self.cohort):
             raise ValueError("one key stands for two sites")  # a cohort could be padded with itself
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> "Manifest":
+        named = [name for block in self.blocks for name in block.tensors]
+        if len(set(named)) != len(named) or not set(named) <= {t.name for t in self.tensors}:
+            raise ValueError("a tensor is in two blocks, or is none of the model's")
+        if len({block.modality for block in self.blocks}) != len(self.blocks):
+            raise ValueError("a modality has two blocks")
+        if any((m.modalities is None) == bool(self.blocks) for m in self.cohort):
+            raise ValueError("modalities of sites go with blocks, and only there")
         return self
 
     @property

@@ -42,13 +42,13 @@ def build_aggregator(
 ) -> "StrategyAggregator":
     """The aggregator of a run, with the strategy that its study names.
 
-    `study` is given for a study with secure aggregation: the strategy then gets sums.
+    `study` is given in a run: with secure aggregation the strategy then gets sums.
 
     Raises:
         ConfigError: as `make_run_strategy`.
         PrivacyError: no noise and grid fit the study's distributed privacy.
     """
-    if study is None or study.secure_aggregation is None:
+    if study is None:
         strategy = make_strategy(run, min_cohort=min_cohort)
     else:
         strategy = make_run_strategy(study, run, noise=sum_release(study, spec.num_elements))

@@ -69,14 +69,31 @@ def make_run_strategy(
         noise: what one sum tells about a site, with distributed privacy of unit site.
 
     Raises:
-        ConfigError: as `make_strategy`; FH-STRATEGY-061 it needs each site's own update.
+        ConfigError: as `make_strategy`; FH-STRATEGY-061 it needs each site's own update; FH-STRATEGY-063 it is no
+            mean, and the study averages encoders over the sites that have their modality.
     """
     inner = make_strategy(run, min_cohort=study.federation.min_cohort)
     if study.secure_aggregation is None:
+        if study.averages_by_modality:
+            _check_takes_the_mean(inner)
         return inner
     wrapper = plugins.load("fedhealth.strategies", WRAPPER)
     made: Strategy = wrapper(inner, StrategyState(inner), noise)
     return made
+
+
+def _check_takes_the_mean(strategy: Strategy) -> None:
+    """Updates are rescaled so that their weighted mean is each block's own: only a mean may look at them."""
+    reason = plugins.load("fedhealth.strategies", WRAPPER).why_more_than_the_mean(strategy)
+    if reason is not None:
+        raise ConfigError(
+            "FH-STRATEGY-063",
+            f"{type(strategy).__name__} does not go with federation.average_encoders_over: sites_with_modality.",
+            why="Updates are rescaled before the strategy sees them, so that their weighted mean is the owners' mean "
+            "of every encoder; a strategy that does more than average would see other updates than were sent. "
+            f"{reason}",
+            fix="Choose a strategy that averages, such as fedavg, or average encoders over all_sites.",
+        )
 
 
 def _takes_all(min_cohort: int) -> dict[str, float]:

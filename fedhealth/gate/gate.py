@@ -19,6 +19,7 @@ from fedhealth.contracts.local_training import NoiseGenerator, PatientMechanism
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes
 from fedhealth.errors import GateRefusedError
+from fedhealth.gate.frozen import Frozen
 from fedhealth.gate.outbound import (
     _GATE_TOKEN,
     Cleared,
@@ -61,6 +62,7 @@ class ReleaseTerms:
         mechanism: DP-SGD that the ledger was charged for; None without patient-level privacy.
         generator: where its randomness must have come from.
         clip: bound on the whole update; None without site-level privacy.
+        frozen: of modalities that this site, or too few sites, declared; None where every tensor is trained.
         is_masked: the study's updates and metrics leave under masks only.
     """
 
@@ -70,6 +72,7 @@ class ReleaseTerms:
     mechanism: PatientMechanism | None = None
     generator: NoiseGenerator = "chacha20"
     clip: UpdateClip | None = None
+    frozen: Frozen | None = None
     is_masked: bool = False
 
 
@@ -96,7 +99,7 @@ def clear_update(
         GateRefusedError: FH-GATE-001 names, FH-GATE-002 shape or dtype, FH-GATE-003 not finite,
             FH-GATE-004 a metric that is not listed, FH-GATE-005 a metric out of its range, FH-GATE-006 a metric
             that the privacy ledger was not charged for, FH-GATE-007 training did not carry out the mechanism
-            that the ledger was charged for.
+            that the ledger was charged for, FH-GATE-013 a frozen tensor has moved.
     """
     _check_mechanism(carried_out, generator, terms)
     if set(tensors) != set(terms.spec.names()):
@@ -112,6 +115,8 @@ def clear_update(
         released[:] = tensor.ravel()
         if not np.isfinite(released).all():  # the copy that leaves, not the plug-in's array
             raise _refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
+    if terms.frozen is not None and not terms.frozen.is_kept_by(vector):
+        raise _refused("FH-GATE-013", "a tensor moved that this round does not train here.")
     if terms.clip is not None:
         vector, _ = clip_update(terms.clip.origin, vector, terms.clip.norm)
     return Cleared(

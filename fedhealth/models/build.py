@@ -103,6 +103,27 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
+def modality_prefixes(model: nn.Module) -> Mapping[str, tuple[str, ...]]:
+    """What a model says about the tensors of each modality (see `FederatedModel`).
+
+    Raises:
+        ConfigError: FH-MODEL-011 it says nothing, or something else than prefixes of its parameters' names.
+    """
+    said = getattr(model, "modality_prefixes", None)
+    names = [name for name, _ in model.named_parameters()]
+    if not isinstance(said, Mapping) or not all(
+        isinstance(own, tuple) and all(any(n.startswith(p) for n in names) for p in own)
+        for own in said.values()
+    ):
+        raise ConfigError(
+            "FH-MODEL-011",
+            "the model does not say which of its tensors belong to a modality.",
+            why="federation.average_encoders_over: sites_with_modality averages those over the sites that have it.",
+            fix="Give the model `modality_prefixes`, such as {'mri': ('encoders.mri.',)}, or average over all_sites.",
+        )
+    return {str(modality): own for modality, own in said.items()}
+
+
 def is_private(name: str, prefixes: tuple[str, ...]) -> bool:
     """Whether a parameter belongs to the head."""
     return name.startswith(prefixes) if prefixes else False

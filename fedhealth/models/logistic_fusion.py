@@ -59,6 +59,10 @@ class LogisticFusion(nn.Module):
         num_outputs: logits a patient.
         options: see `LogisticFusionOptions`.
 
+    Attributes:
+        modality_prefixes: each volume's weight and its products. A table has no tensors of its own: patients without
+            it train the weights of its missing-value indicators.
+
     Raises:
         ConfigError: FH-MODEL-010 the shipped weights are damaged, FH-MODEL-030 a modality is a 2D image.
     """
@@ -80,6 +84,12 @@ class LogisticFusion(nn.Module):
         }
         for volume in contract.volumes:
             check_phantom_fits(volume)
+        self.modality_prefixes = {
+            name: tuple(
+                f"weights.{k}." for k in (key, *self._products) if f"{k}_".startswith(f"{key}_")
+            )
+            for key, name in self._volumes.items()
+        }
         self.encoders = nn.ModuleDict({key: PhantomLoad() for key in self._volumes})
         sizes = {
             key: widths[name].num_features + widths[name].num_columns

@@ -33,6 +33,10 @@ class MultimodalModel(nn.Module):
         contract: modalities and their widths.
         num_outputs: logits a patient.
         options: see `MultimodalOptions`.
+
+    Attributes:
+        modality_prefixes: the encoders. The token of an absent modality is not in its block: patients who lack the
+            modality train it.
     """
 
     head_prefixes: tuple[str, ...] = ("head.",)
@@ -42,6 +46,7 @@ class MultimodalModel(nn.Module):
     ) -> None:
         super().__init__()
         self._modalities = contract.modalities
+        self.modality_prefixes = {m.name: (f"encoders.{_key(m)}.",) for m in contract.modalities}
         self.encoders = nn.ModuleDict(
             {_key(m): _encoder(contract, m, options) for m in contract.modalities}
         )

@@ -26,6 +26,11 @@ class FederatedModel(Protocol):
     Attributes:
         head_prefixes: name prefixes (such as ``head.``) of the parameters that ``private_head`` keeps at
             the site.
+
+    A model may have besides it ``modality_prefixes: Mapping[str, tuple[str, ...]]``: for each modality, prefixes of the
+    parameters that are trained by patients with that modality only, such as its encoder. What patients without it
+    train, such as a token for its absence, is not among them. Studies with
+    ``federation.average_encoders_over: sites_with_modality`` need it.
     """
 
     head_prefixes: tuple[str, ...]

@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from math import prod
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.signing import canonical_json as _canonical_json
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.report.coverage import ModalityCoverage
 from fedhealth.report.masking_facts import MaskingFact, check_round
 from fedhealth.report.privacy_facts import (
     PatientPrivacyFact,
@@ -182,6 +183,7 @@ class RoundRecord(Closed):
     patient_privacy: PatientPrivacyFact | None = None
     site_level: SiteLevelFact | None = None
     masking: MaskingFact | None = None
+    coverage: Annotated[tuple[ModalityCoverage, ...], Field(max_length=1000)] = ()
     versions: Versions
     not_evidenced: Annotated[tuple[NotEvidenced, ...], N] = tuple(NotEvidenced)
 
@@ -194,6 +196,7 @@ class RoundRecord(Closed):
         _check_means(self)
         _check_site_level(self)
         _check_masking(self)
+        _check_coverage(self)
         if len({site.site_id for site in self.sites}) != len(self.sites):
             raise ValueError("a site is listed twice")
         if len(set(self.not_evidenced)) != len(self.not_evidenced):
@@ -201,6 +204,14 @@ class RoundRecord(Closed):
         if self.not_evidenced != unevidenced(self.sites, self.site_level, self.masking):
             raise ValueError("not_evidenced is not what this record leaves open")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A record from before modalities were recorded has no such field, and its bytes stay canonical."""
+        fields: dict[str, Any] = write(self)
+        if not self.coverage:
+            fields.pop("coverage", None)
+        return fields
 
     def count(self, status: SiteStatus) -> int:
         """How many sites have that status."""
@@ -319,6 +330,17 @@ def _check_site_level(record: RoundRecord) -> None:
         raise ValueError("more models were released than there were rounds")
     if fact.shows_badge != fact.earns_badge(len(record.sites)):
         raise ValueError("a badge goes with enough admitted sites and a small epsilon, only there")
+
+
+def _check_coverage(record: RoundRecord) -> None:
+    invited = {s.site_id for s in record.sites if s.status is not SiteStatus.NOT_INVITED}
+    for fact in record.coverage:
+        if not set(fact.declared_by) <= invited:
+            raise ValueError("a modality is declared by a hospital that was not invited")
+        if fact.num_owners and (record.status == "void" or record.kind == "evaluate"):
+            raise ValueError("an encoder was averaged where nothing was")
+    if len({fact.modality for fact in record.coverage}) != len(record.coverage):
+        raise ValueError("a modality is listed twice")
 
 
 def _check_masking(record: RoundRecord) -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from fedhealth.report import figures, wording
 from fedhealth.report.attestation import attestations
+from fedhealth.report.coverage import coverage_section
 from fedhealth.report.figures import bytes_long, bytes_short, grouped, moment, seconds
 from fedhealth.report.masking_facts import NOT_VISIBLE, masking_section
 from fedhealth.report.privacy_page import round_section, run_section
@@ -59,6 +60,7 @@ def render_round(
         privacy=round_section(record, history),
         chain=_chain(record, previous),
         masking=masking_section(record.masking, record.status),
+        coverage=coverage_section(record.coverage, record.status, record.kind),
         means=figures.mean_rows(record),
         personalisation=wording.PERSONALISATION[record.personalisation],
         laps=[

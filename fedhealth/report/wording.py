@@ -36,12 +36,16 @@ DROP: Final[dict[DropCode, str]] = {
     DropCode.MANIFEST_REPLAYED: "The site had already answered these instructions and refused to work on them again.",
     DropCode.STUDY_MISMATCH: "The site has another version of the study file and refused to work.",
     DropCode.COHORT_REFUSED: "The site did not accept the hospitals named for this round and refused to work.",
+    DropCode.PRESENCE_MISMATCH: "The site refused: the round gave it other modalities than it declared, or divided the "
+    "model by modality otherwise than the study.",
     DropCode.SITE_BUSY: "The site was still at work on an earlier round.",
     DropCode.PRIVACY_POLICY: "The hospital's own privacy policy does not allow what the study asked for; nothing was "
     "trained.",
     DropCode.PRIVACY_BUDGET: "The hospital's privacy budget does not cover this round; nothing was trained.",
     DropCode.LEDGER_REFUSED: "The site's privacy ledger could not record the round's cost, or had already recorded it; "
     "nothing new was trained.",
+    DropCode.SECAGG_BLOCK_FLOOR: "The site refused: the sum of an encoder would be about fewer hospitals than its own "
+    "floor allows.",
     DropCode.SECAGG_COHORT_ORDER: "The site refused: the hospitals of the round were not in the agreed order.",
     DropCode.SECAGG_FLOOR: "The site refused: the sum would be about fewer hospitals than its own floor allows.",
     DropCode.SECAGG_LISTS: "The site refused to unmask: a list left out a hospital, or the site itself.",

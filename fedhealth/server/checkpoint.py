@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.tensors import TensorSpec, vector_digest
 from fedhealth.durable import read_json, write_atomically, write_json
 from fedhealth.errors import AggregationError, EvidenceError
@@ -81,10 +82,37 @@ def read_last_checkpoint(folder: RunFolder) -> Checkpoint:
     return Checkpoint(round_number=0, spec=spec, vector=spec.flatten(tensors), strategy_state={})
 
 
-def write_initial(folder: RunFolder, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write the model of round 1 with the order of its tensors (safetensors sorts them by name)."""
+def write_initial(
+    folder: RunFolder,
+    tensors: Mapping[str, NDArray[np.float32]],
+    blocks: Sequence[ModalityBlock] = (),
+) -> None:
+    """Write the model of round 1 with the order of its tensors (safetensors sorts them by name).
+
+    Args:
+        folder: of the run.
+        tensors: by name.
+        blocks: which of them are averaged over the sites with a modality.
+    """
     write_atomically(folder.initial_model, save(dict(tensors)))
-    write_json(folder.initial_model.with_suffix(".json"), {"tensors": list(tensors)})
+    meta = {
+        "tensors": list(tensors),
+        "blocks": [{"modality": b.modality, "tensors": list(b.tensors)} for b in blocks],
+    }
+    write_json(folder.initial_model.with_suffix(".json"), meta)
+
+
+def read_blocks(folder: RunFolder) -> tuple[ModalityBlock, ...]:
+    """The blocks of a run's model, as `write_initial` wrote them; sites hold them against their own.
+
+    Raises:
+        EvidenceError: the file is damaged.
+    """
+    meta = read_json(folder.initial_model.with_suffix(".json"))
+    return tuple(
+        ModalityBlock(modality=str(block["modality"]), tensors=tuple(block["tensors"]))
+        for block in meta.get("blocks", [])
+    )
 
 
 def _read(place: Path) -> Checkpoint | None:

@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from fedhealth.config.blocks import modality_blocks
 from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
 from fedhealth.contracts.local_training import TrainingMethod
+from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.durable import exclusive, write_atomically
 from fedhealth.errors import IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
@@ -123,8 +125,11 @@ def init_server(
 
 
 def _write_initial_model(home: ServerHome, study: Study, run: str, method: TrainingMethod) -> int:
-    tensors = method.initial_tensors(study, study.run(run))
-    write_initial(home.run(run), tensors)
+    plan = study.run(run)
+    tensors = method.initial_tensors(study, plan)
+    write_initial(
+        home.run(run), tensors, modality_blocks(method, study, plan, TensorSpec.of(tensors))
+    )
     return sum(tensor.size for tensor in tensors.values())
 
 
@@ -156,6 +161,13 @@ def admit(home: ServerHome, request_path: Path) -> Admitted:
 def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
     key = SigningKey.load(home.signing_key)
     request, site_key = _open_request(request_path, study_digest(study))
+    if not request.modalities or not set(request.modalities) <= set(study.modalities):
+        raise IdentityError(
+            "FH-IDENTITY-034",
+            f"the request of site {request.site_id} declares no modality of the study, or one that it does not have.",
+            why="Encoders may be averaged over the sites that declared their modality.",
+            fix="Ask for a new request with `--modality` from the study, or without it.",
+        )
     if (request.train_size is None) != study.hides_sizes:
         raise IdentityError(
             "FH-IDENTITY-033",

@@ -10,6 +10,7 @@ from typing import Final, cast
 from fedhealth.config.study import RunPlan
 from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.evidence.statements import Manifest
+from fedhealth.report.coverage import ModalityCoverage
 from fedhealth.report.masking_facts import MaskingFact
 from fedhealth.report.privacy import patient_fact, site_fact, site_level_fact
 from fedhealth.report.record import (
@@ -25,6 +26,7 @@ from fedhealth.report.record import (
     unevidenced,
 )
 from fedhealth.report.schema import MetricName
+from fedhealth.server.block_means import block_means
 from fedhealth.server.outcomes import RoundOutcome, SiteOutcome
 from fedhealth.server.roster import RosterLine
 
@@ -92,9 +94,36 @@ def round_record(
         patient_privacy=patient_fact(manifest.privacy),
         site_level=site_level,
         masking=masking,
+        coverage=coverage_facts(outcome),
         not_evidenced=unevidenced(sites, site_level, masking),
         versions=Versions(fedhealth=version("fedhealth"), flwr=version("flwr")),
     )
+
+
+def coverage_facts(outcome: RoundOutcome) -> tuple[ModalityCoverage, ...]:
+    """Who declared which modality, and whose updates its tensors are the mean of."""
+    manifest, names = (
+        outcome.manifest,
+        dict.fromkeys(name for site in outcome.sites for name in site.line.entry.modalities),
+    )
+    contributed = [s.line.entry.site_id for s in outcome.sites if s.drop_code is None]
+    is_void = outcome.status == "void"
+    blocks = {block.modality: block for block in block_means(manifest, contributed)}
+    facts = []
+    for name in names:
+        declared = [s.line.entry.site_id for s in outcome.sites if name in s.line.entry.modalities]
+        block = blocks.get(name)
+        facts.append(
+            ModalityCoverage(
+                modality=name,
+                declared_by=tuple(declared),
+                num_contributed=len(set(declared) & set(contributed)),
+                averaged_over="all_sites" if block is None else "sites_with_modality",
+                num_owners=None if block is None else 0 if is_void else len(block.owners),
+                num_values=None if block is None else sum(p.stop - p.start for p in block.parts),
+            )
+        )
+    return tuple(facts)
 
 
 def masking_fact(outcome: RoundOutcome) -> MaskingFact | None:

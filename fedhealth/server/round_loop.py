@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.aggregation import Aggregator, SiteReply
+from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import vector_bytes, vector_digest
 from fedhealth.errors import AggregationError, FedHealthError, QuorumError
@@ -19,14 +20,16 @@ from fedhealth.evidence.signing import SigningKey
 from fedhealth.evidence.statements import (
     CohortMember,
     Manifest,
+    ManifestBlock,
     RoundPrivacy,
     manifest_tensors,
 )
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.report.record import VoidReason
 from fedhealth.secagg.patient_account import sum_terms
-from fedhealth.secagg.round_settings import round_masking
-from fedhealth.server.checkpoint import Checkpoint, write_checkpoint
+from fedhealth.secagg.round_settings import round_masking, weighs_by_size
+from fedhealth.server.block_means import block_means, keep_unowned, over_owners
+from fedhealth.server.checkpoint import Checkpoint, read_blocks, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
 from fedhealth.server.gathering import (
@@ -73,8 +76,10 @@ class RoundLoop:
     """Sites of the roster that all sites were asked to pin; for studies with masks."""
     _gathering: Gathering = field(init=False)
     _masking: Masking | None = field(init=False, default=None)
+    _blocks: tuple[ModalityBlock, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._blocks = read_blocks(self.folder)
         if self.study.secure_aggregation is not None:
             self._masking = Masking(
                 study=self.study,
@@ -132,8 +137,13 @@ class RoundLoop:
             spool.clear()
             return done, now
         try:
+            blocks = block_means(manifest, [one.line.entry.site_id for one in contributed])
             replies = self._replies(contributed, spool) if done.total is None else sum_of(done)
+            if blocks and done.total is None:
+                by_size = weighs_by_size(self.study, self.run)
+                replies = over_owners(list(replies), blocks, now.vector, by_size=by_size)
             aggregate = self.aggregator.aggregate(manifest.round_number, replies)
+            keep_unowned(aggregate.vector, blocks, now.vector)
         except FedHealthError:
             spool.clear()
             self.recorder.closed(void(done, VoidReason.AGGREGATION_FAILED))
@@ -196,6 +206,7 @@ class RoundLoop:
         kind: Literal["train", "evaluate"],
     ) -> Manifest:
         site_ids = [line.entry.site_id for line in cohort]
+        blocks = self._blocks if kind == "train" else ()
         number = now.round_number + 1
         wishes = self.aggregator.configure(number, now.vector, site_ids) if kind == "train" else {}
         masking = self._masking
@@ -215,8 +226,12 @@ class RoundLoop:
                     key_id=line.entry.key_id,
                     ledger=self.ledger_places.of(line.entry.site_id),
                     mask_key=None if masking is None else masking.key_of(line.entry.site_id),
+                    modalities=line.entry.modalities if blocks else None,
                 )
                 for line in cohort
+            ),
+            blocks=tuple(
+                ManifestBlock(modality=block.modality, tensors=block.tensors) for block in blocks
             ),
             min_cohort=self.study.federation.min_cohort,
             strategy_config=wishes,

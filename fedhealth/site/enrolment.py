@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedhealth.config.load import load_study, study_digest
+from fedhealth.config.site import SiteConfig
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
 from fedhealth.durable import write_atomically
@@ -56,6 +57,7 @@ class SiteSettings:
     package_options: Mapping[str, object]
     data_dir: Path
     train_size: int
+    modalities: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,8 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
     Raises:
         IdentityError: the invitation is not signed by the key that it names.
         ConfigError: the study in it is not the study that it names, or site.yaml is wrong.
-        UsageError: FH-USAGE-011 a new home without settings; FH-USAGE-012 already enrolled.
+        UsageError: FH-USAGE-011 a new home without settings; FH-USAGE-012 already enrolled; FH-USAGE-017 the settings
+            name a modality that the study does not have.
     """
     from fedhealth.config.load import load_site
 
@@ -108,6 +111,7 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
             fix="Ask the coordinator for a new invitation (`fedhealth server init`).",
         )
     if settings is not None:
+        _check_modalities(settings, study)
         write_site_config(home, settings)
     elif not home.config_path.exists():
         raise UsageError(
@@ -119,9 +123,7 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
     write_atomically(folder.ca_certificate, invitation.ca_certificate.encode())
     write_atomically(folder.invitation, envelope.to_bytes())
     signing_key = _signing_key(home)
-    request = _request(
-        home, invitation, study, signing_key, config.site_id, config.declared_train_size
-    )
+    request = _request(home, invitation, study, signing_key, config)
     outbound = release_keys(request.sign(signing_key).to_bytes())
     Journal(folder.journal).append(
         "keys", {"sha256": outbound.digest, "num_bytes": len(outbound.payload)}
@@ -158,8 +160,13 @@ def join(home: SiteHome, admission_path: Path) -> Admission:
     if admission.study_sha256 != invitation.study_sha256:
         raise _not_ours("it admits to another version of the study")
     asked = parse_statement(JoinRequest, Envelope.from_bytes(folder.request.read_bytes()).payload)
-    if (admission.site.site_id, admission.site.train_size) != (asked.site_id, asked.train_size):
-        raise _not_ours("it gives this site another name or weight than it asked for")
+    entry = admission.site
+    if (entry.site_id, entry.train_size, entry.modalities) != (
+        asked.site_id,
+        asked.train_size,
+        asked.modalities,
+    ):
+        raise _not_ours("it gives this site another name, weight or modalities than it asked for")
     write_atomically(folder.admission, envelope.to_bytes())
     return admission
 
@@ -239,7 +246,20 @@ def write_site_config(home: SiteHome, settings: SiteSettings) -> None:
         "data_dir": str(settings.data_dir),
         "declared_train_size": settings.train_size,
     }
+    if settings.modalities is not None:
+        content["modalities"] = list(settings.modalities)
     write_atomically(home.config_path, yaml.dump(content, Dumper=Dumper, sort_keys=False).encode())
+
+
+def _check_modalities(settings: SiteSettings, study: Study) -> None:
+    unknown = sorted(set(settings.modalities or ()) - set(study.modalities))
+    if unknown:
+        raise UsageError(
+            "FH-USAGE-017",
+            f"study {study.id} has no modality {unknown[0]!r}.",
+            why=f"Its modalities are {', '.join(study.modalities)}.",
+            fix="Correct --modality, or leave it out to declare all of them.",
+        )
 
 
 def read_file(path: Path, what: str) -> bytes:
@@ -280,13 +300,12 @@ def node_key(home: SiteHome) -> EllipticCurvePrivateKey:
     return key
 
 
-def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the request
+def _request(
     home: SiteHome,
     invitation: Invitation,
     study: Study,
     signing_key: SigningKey,
-    site_id: str,
-    train_size: int,
+    config: SiteConfig,
 ) -> JoinRequest:
     """The size goes with it unless the study hides it."""
     key = node_key(home)
@@ -297,12 +316,12 @@ def _request(  # noqa: PLR0917 - one caller; each is a separate fact of the requ
     return JoinRequest(
         study_id=invitation.study_id,
         study_sha256=invitation.study_sha256,
-        site_id=site_id,
+        site_id=config.site_id,
         signing_key=signing_key.public.to_base64(),
         node_key=public,
         node_key_proof=base64.b64encode(proof).decode(),
-        train_size=None if study.hides_sizes else train_size,
-        modalities=tuple(m.name for m in study.data.modalities),
+        train_size=None if study.hides_sizes else config.declared_train_size,
+        modalities=config.declared_modalities(study),
     )
 
 

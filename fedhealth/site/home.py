@@ -177,7 +177,7 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
     Raises:
         IdentityError: FH-IDENTITY-010 not joined yet; or a signature or a key file is wrong.
         ConfigError: site.yaml or the pinned study is wrong; FH-CONFIG-031 the study was edited after it was
-            pinned.
+            pinned; FH-CONFIG-034 site.yaml declares other modalities than the site was admitted with.
     """
     folder = home.study(study_id)
     config = load_site(home.config_path)
@@ -203,6 +203,7 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
             why="Its rules, such as the minimum cohort, are what this site holds the server to.",
             fix=f"Restore {folder.study} from the invitation, or enrol again.",
         )
+    _check_declaration(config, study, admission)
     roster = (
         {} if study.secure_aggregation is None else read_pinned_roster(folder, study_id, server_key)
     )
@@ -217,6 +218,18 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
         folder=folder,
         roster=roster,
     )
+
+
+def _check_declaration(config: SiteConfig, study: Study, admission: Admission) -> None:
+    declared = config.declared_modalities(study)
+    if declared != admission.site.modalities:
+        raise ConfigError(
+            "FH-CONFIG-034",
+            f"site.yaml declares {', '.join(declared)}; this site was admitted to study {study.id} with "
+            f"{', '.join(admission.site.modalities)}.",
+            why="The other sites are told what this site has, by its admission.",
+            fix="Write the admitted `modalities` into site.yaml again, or enrol anew with a new home and site id.",
+        )
 
 
 def joined_study(home: SiteHome, study_id: str) -> tuple[Study, VerifyKey]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from fedhealth.contracts.blocks import ranges_of
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import (
     GivesPatientGradients,
@@ -16,6 +17,7 @@ from fedhealth.contracts.local_training import (
     Vector,
 )
 from fedhealth.errors import TrainingError
+from fedhealth.evidence.presence import frozen_tensors
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import (
     Contribution,
@@ -24,6 +26,7 @@ from fedhealth.evidence.statements import (
     SignedShareCommitment,
     open_statement,
 )
+from fedhealth.gate.frozen import Frozen
 from fedhealth.gate.gate import (
     ReleaseTerms,
     UpdateClip,
@@ -52,7 +55,12 @@ from fedhealth.privacy.randomness import Randomness
 from fedhealth.site.account import Charge, SiteAccount
 from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.home import Pinned
-from fedhealth.site.manifest_checks import accept_model, envelope_of, verify_manifest
+from fedhealth.site.manifest_checks import (
+    accept_model,
+    check_presence,
+    envelope_of,
+    verify_manifest,
+)
 from fedhealth.site.masking import RoundMask, SiteMasking
 from fedhealth.site.sessions import Sessions
 
@@ -95,6 +103,8 @@ def local_round(
         return answer_again(sealed, pinned, digest)
     session, spec = sessions.open(manifest.run_name)
     vector = accept_model(manifest, request.payload, spec)
+    is_training = manifest.kind == "train"
+    check_presence(manifest, pinned, sessions.blocks(manifest.run_name) if is_training else ())
     mask = masking.prepare(manifest, envelope_of(request.header))
     charge = account.reserve(manifest, digest, has_own_split=sessions.has_own_split)
     sessions.keep_global_model(manifest, vector)
@@ -104,6 +114,7 @@ def local_round(
         metric_digits=pinned.study.release.metric_digits,
         mechanism=charge.mechanism,
         clip=clip_wish(manifest, vector),
+        frozen=frozen_here(manifest, vector, pinned.admission.site.site_id),
         is_masked=pinned.study.secure_aggregation is not None,
     )
     evaluated = incoming_metrics(session, vector, charge, account.plan)
@@ -160,6 +171,7 @@ def _train(  # noqa: PLR0917 - the facts of one round
         strategy_config=training_settings(manifest),
         is_cancelled=is_cancelled,
         mechanism=terms.mechanism,
+        frozen=frozenset() if terms.frozen is None else terms.frozen.names,
     )
     update = session.train(vector, task)
     return clear_update(
@@ -208,6 +220,14 @@ def clip_wish(manifest: Manifest, vector: Vector) -> UpdateClip | None:
     """Site-level privacy: how far the whole update may move (McMahan et al. 2018, algorithm 1)."""
     wish = manifest.strategy_config.get(CLIPPING_NORM)
     return None if wish is None else UpdateClip(origin=vector, norm=float(wish))
+
+
+def frozen_here(manifest: Manifest, vector: Vector, site_id: str) -> Frozen | None:
+    """What this site gives back as it came; None where it trains every tensor."""
+    names = frozen_tensors(manifest, site_id)
+    if not names:
+        return None
+    return Frozen(names=names, origin=vector, ranges=tuple(ranges_of(manifest.spec, names)))
 
 
 def answer_again(sealed: SealedAnswer, pinned: Pinned, manifest_sha256: str) -> SignedAnswer:

@@ -1,12 +1,14 @@
 """What a site checks before it does anything that a manifest asks for. Anything unexpected is refused."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
+from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorSpec, vector_digest, vector_from_bytes
 from fedhealth.errors import (
@@ -124,6 +126,31 @@ def _check_privacy(manifest: Manifest, pinned: Pinned) -> None:
         raise ManifestRefusedError(
             DropCode.PRIVACY_POLICY,
             f"its clipping norm {clip:g} is above this site's limit of {most.max_clipping_norm:g}",
+        )
+
+
+def check_presence(manifest: Manifest, pinned: Pinned, expected: Sequence[ModalityBlock]) -> None:
+    """The blocks are those of the study's model, and this site has the modalities that it declared.
+
+    Args:
+        manifest: a verified manifest.
+        pinned: what this site believes; its admission holds what it declared.
+        expected: the blocks that this site derives from its own copy of the study; none in an evaluation.
+
+    Raises:
+        ManifestRefusedError: other blocks, or other modalities than this site's.
+    """
+    blocks = [(block.modality, block.tensors) for block in manifest.blocks]
+    if blocks != [(block.modality, block.tensors) for block in expected]:
+        raise ManifestRefusedError(
+            DropCode.PRESENCE_MISMATCH,
+            "it averages other tensors by modality than the study says",
+        )
+    own = pinned.admission.site
+    said = next(m.modalities for m in manifest.cohort if m.site_id == own.site_id)
+    if expected and said != own.modalities:
+        raise ManifestRefusedError(
+            DropCode.PRESENCE_MISMATCH, "it gives this site other modalities than it declared"
         )
 
 

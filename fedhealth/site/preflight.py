@@ -5,7 +5,9 @@ from typing import Any
 from fedhealth.config.load import load_site, load_study
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
-from fedhealth.data.check import check_cohort
+from fedhealth.contracts.data import SplitName
+from fedhealth.data.check import CohortSummary, check_cohort
+from fedhealth.errors import SiteDataError
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.privacy.policy import check_plan, check_sums
@@ -21,7 +23,8 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     Works before `site join`, so that wrong data is found before anybody is asked to admit the site.
 
     Raises:
-        SiteDataError: the cohort does not keep the data contract.
+        SiteDataError: the cohort does not keep the data contract; FH-DATA-034 a modality is declared that no training
+            patient has, and the study averages by modality.
         ConfigError: site.yaml is wrong or its package is not installed.
         UsageError: which study is not clear.
         PrivacyError: the study asks for more than this site's policy allows.
@@ -44,6 +47,7 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
             f"{summary.train_size} patients: privacy plans divide by the declared size, and delta would be too "
             "large for so many patients."
         )
+    warnings += _modalities(config, study, summary)
     warnings += _privacy(config, study)
     return {
         "site_id": config.site_id,
@@ -57,6 +61,31 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
         "missing": _missing([dict(side.lacking) for side in summary.sides.values()]),
         "warnings": warnings,
     }
+
+
+def _modalities(config: SiteConfig, study: Study, summary: CohortSummary) -> list[str]:
+    """The declaration against the training side: what `average_encoders_over` relies on."""
+    declared = config.declared_modalities(study)
+    having = summary.sides[SplitName.TRAIN].having
+    empty = [name for name in declared if not having[name]]
+    if empty and study.averages_by_modality:
+        raise SiteDataError(
+            "FH-DATA-034",
+            f"modality {empty[0]} is declared, and no patient on the training side has it.",
+            why="This site would weigh in the mean of an encoder that it cannot train, and count as one of the sites "
+            "that hide each other's update there.",
+            fix="List what this site has under `modalities` in site.yaml, before it asks to be admitted.",
+        )
+    warnings = []
+    for name in study.modalities:
+        if name not in declared and having[name]:
+            what = (
+                "its encoder is not trained here"
+                if study.averages_by_modality
+                else "it is trained on all the same, since the study averages over all sites"
+            )
+            warnings.append(f"patients have {name}, which site.yaml does not declare: {what}.")
+    return warnings
 
 
 def _privacy(config: SiteConfig, study: Study) -> list[str]:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import cast
 
 from fedhealth import plugins
+from fedhealth.config.blocks import modality_blocks
 from fedhealth.config.study import Study
+from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.cohort import Cohort, SitePackage
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import LocalSession, SiteContext, TrainingMethod, Vector
@@ -44,6 +46,10 @@ class Sessions:
             run.name: TensorSpec.of(self._method.initial_tensors(pinned.study, run))
             for run in pinned.study.runs
         }
+        self._blocks = {
+            run.name: modality_blocks(self._method, pinned.study, run, self._specs[run.name])
+            for run in pinned.study.runs
+        }
 
     @property
     def largest_model_bytes(self) -> int:
@@ -61,6 +67,10 @@ class Sessions:
             self._open = None  # free the other run's model first
             self._open = (run_name, *self._make(run_name))
         return self._open[1], self._open[2]
+
+    def blocks(self, run_name: str) -> tuple[ModalityBlock, ...]:
+        """Tensors of each modality, as this site derives them; none where every tensor is averaged over all sites."""
+        return self._blocks[run_name]
 
     def context(self, run_name: str) -> SiteContext:
         """What a training method gets from this site."""

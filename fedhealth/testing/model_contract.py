@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from fedhealth.config.base import OptionValue
+from fedhealth.contracts.blocks import blocks_of
 from fedhealth.contracts.data import (
     Column,
     DataContract,
@@ -27,8 +28,15 @@ from fedhealth.contracts.data import (
     TableModality,
     VolumeModality,
 )
+from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import Batch
-from fedhealth.models.build import check_model, is_private, seeded_model, trainable_parameters
+from fedhealth.models.build import (
+    check_model,
+    is_private,
+    modality_prefixes,
+    seeded_model,
+    trainable_parameters,
+)
 from fedhealth.models.example_batch import random_batch, without
 from fedhealth.models.protocol import ModelBuilder
 from fedhealth.models.row_independence import as_if_trained, check_rows_are_independent
@@ -169,6 +177,26 @@ class ModelContract:
             batch = without(batch, modality.name)
         with torch.no_grad():
             assert torch.isfinite(model(batch)).all()
+
+    def test_what_belongs_to_a_modality_is_trained_by_patients_with_it_only(
+        self, model: nn.Module, batch: Batch, contract: DataContract
+    ) -> None:
+        """`modality_prefixes` divides tensors, and without the modality nothing reaches those that are its own.
+
+        A model may leave it out; a study that averages encoders over the sites that have their modality needs it.
+        """
+        if not hasattr(model, "modality_prefixes"):
+            return
+        prefixes = modality_prefixes(model)
+        assert set(prefixes) <= {modality.name for modality in contract.modalities}
+        trainable = dict(trainable_parameters(model))
+        spec = TensorSpec.of({name: p.detach().numpy() for name, p in trainable.items()})
+        for block in blocks_of(spec, prefixes):
+            model.zero_grad(set_to_none=True)
+            with as_if_trained(model):
+                ((model(without(batch, block.modality)) - 1) ** 2).sum().backward()
+            gradients = [trainable[name].grad for name in block.tensors]
+            assert all(g is None or not g.any() for g in gradients), block.modality
 
     def test_gradients_reach_every_trainable_parameter(
         self, model: nn.Module, batch: Batch, contract: DataContract

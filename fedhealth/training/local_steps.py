@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedhealth.data.batch import PatientDataset
 from fedhealth.errors import CancelledTrainingError
+from fedhealth.training.frozen_tensors import trained
 from fedhealth.training.learner import Learner, non_finite
 from fedhealth.training.modality_dropout import drop_modalities, scores_from
 
@@ -116,8 +117,8 @@ def make_optimizer(
 
 
 def anchors_of(learner: Learner) -> dict[str, Tensor]:
-    """Copies of the shared parameters: what FedProx pulls to."""
-    return {name: p.detach().clone() for name, p in learner.shared.items()}
+    """Copies of the shared parameters that are trained: what FedProx pulls to."""
+    return {name: p.detach().clone() for name, p in trained(learner.shared).items()}
 
 
 def add_proximal_gradient(learner: Learner, anchors: Mapping[str, Tensor], mu: float) -> None:

@@ -24,6 +24,7 @@ from fedhealth.models.example_batch import random_batch_like, without
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.dp_sgd.gradient_sum import GradientSum, check_all_noised, check_mechanism
 from fedhealth.privacy.randomness import Randomness
+from fedhealth.training.frozen_tensors import trained
 from fedhealth.training.learner import Learner, non_finite
 from fedhealth.training.local_steps import (
     StepPlan,
@@ -71,6 +72,8 @@ def run_private_steps(
 ) -> None:
     """Train the learner's shared and private parameters in place, all of them clipped and noised.
 
+    What is frozen (`frozen_tensors`) is not trained: it keeps the incoming, public values, and gets no noise.
+
     A private head goes through the same steps: a head trained without noise would depend on every patient in full,
     and the gradients of the shared body with it. The proximal term is added after the noise: it knows no patient.
 
@@ -110,7 +113,7 @@ def clipped_gradients(learner: Learner, dataset: PatientDataset) -> ClippedGradi
     return ClippedGradients(
         learner.model,
         learner.task,
-        {**learner.shared, **learner.private},
+        trained({**learner.shared, **learner.private}),
         trial.to(learner.device),
     )
 
@@ -124,7 +127,7 @@ def _run_steps(
     *,
     gradients: ClippedGradients,
 ) -> None:
-    parameters = {**learner.shared, **learner.private}
+    parameters = trained({**learner.shared, **learner.private})
     optimizer = make_optimizer(plan.config.optimizer, list(parameters.values()))
     anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
     gradient_sum = GradientSum(parameters)

@@ -29,12 +29,14 @@ from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import DEFAULT_MEMORY_LIMIT_BYTES, PatientDataset
 from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError, PrivacyError, TrainingError
+from fedhealth.models.build import modality_prefixes
 from fedhealth.models.options import parse_options
 from fedhealth.models.row_independence import check_rows_are_independent
 from fedhealth.models.seeds import derive_seed
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
+from fedhealth.training.frozen_tensors import frozen_tensors
 from fedhealth.training.learner import Learner, dump, load, spec_of
 from fedhealth.training.local_steps import StepPlan, run_steps
 from fedhealth.training.patient_gradients import flat_patient_gradients
@@ -75,6 +77,14 @@ class SupervisedTraining:
         if protects_patients(study):
             check_rows_are_independent(learner.model, learner.contract)
         return dump(learner.shared)
+
+    def modality_prefixes(self, study: "Study", run: "RunPlan") -> Mapping[str, tuple[str, ...]]:
+        """As the study's model says.
+
+        Raises:
+            ConfigError: FH-MODEL-011 it does not say; or as `initial_tensors`.
+        """
+        return modality_prefixes(Learner(study, run).model)
 
     def open_session(
         self, study: "Study", run: "RunPlan", spec: TensorSpec, site: SiteContext
@@ -118,6 +128,7 @@ class SupervisedSession:
         self._head_round, self._head = newest or (0, self._first_head)
         self._pending: Tensors | None = None
         self._gradients: ClippedGradients | None = None
+        self._gradients_without: frozenset[str] = frozenset()
         self._randomness = (
             Randomness.from_os()
             if site.noise_seed is None
@@ -172,6 +183,10 @@ class SupervisedSession:
         self._pending = None
         self._use_head_before(task.round_number)
         self._load(vector, self._head)
+        with frozen_tensors(self._learner.shared, task.frozen):
+            return self._train_what_is_not_frozen(task)
+
+    def _train_what_is_not_frozen(self, task: RoundTask) -> LocalUpdate:
         plan = StepPlan(
             config=self._study.training,
             seed=derive_seed(
@@ -181,12 +196,14 @@ class SupervisedSession:
             is_cancelled=task.is_cancelled,
         )
         if task.mechanism is not None:
-            return self._train_privately(plan, task.mechanism)
+            return self._train_privately(plan, task.mechanism, task.frozen)
         train_loss = run_steps(self._learner, self._train, plan)
         self._pending = dump(self._learner.private)
         return LocalUpdate(tensors=dump(self._learner.shared), metrics={"train_loss": train_loss})
 
-    def _train_privately(self, plan: StepPlan, mechanism: PatientMechanism) -> LocalUpdate:
+    def _train_privately(
+        self, plan: StepPlan, mechanism: PatientMechanism, frozen: frozenset[str]
+    ) -> LocalUpdate:
         if self._study.privacy is None:
             raise PrivacyError(
                 "FH-PRIVACY-057",
@@ -194,8 +211,12 @@ class SupervisedSession:
                 why="The model was then not checked for layers that mix patients.",
                 fix="Add `privacy` to study.yaml.",
             )
+        if self._gradients is not None and frozen != self._gradients_without:
+            self._gradients.close()
+            self._gradients = None
         if self._gradients is None:
             self._gradients = clipped_gradients(self._learner, self._train)
+            self._gradients_without = frozen
         run_private_steps(
             self._learner, self._train, plan, mechanism, self._randomness, gradients=self._gradients
         )

@@ -58,6 +58,11 @@ class SecureAggregation(Strategy):
 
     streaming: ClassVar[bool] = True
 
+    @staticmethod
+    def why_more_than_the_mean(strategy: Strategy) -> str | None:
+        """Of a strategy that is not wrapped: see the function of that name."""
+        return why_more_than_the_mean(strategy)
+
     def __init__(
         self, inner: Strategy, inner_state: KeepsState, noise: SiteLevelRelease | None = None
     ) -> None:
@@ -156,10 +161,24 @@ class SecureAggregation(Strategy):
 def check_needs_sum_only(strategy: Strategy) -> None:
     """Refuse a strategy that looks at single updates; one that does not say is refused too.
 
-    A strategy of one's own says ``sum_based = True``, and may say why not in ``why_not_summed``.
-
     Raises:
         ConfigError: FH-STRATEGY-061.
+    """
+    reason = why_more_than_the_mean(strategy)
+    if reason is None:
+        return
+    raise ConfigError(
+        "FH-STRATEGY-061",
+        f"{type(strategy).__name__} cannot be used with secure aggregation.",
+        why=f"Under the masks there is one sum and no site's own update. {reason}",
+        fix="Choose a strategy that averages, such as fedavg, or take `secure_aggregation` out of the study.",
+    )
+
+
+def why_more_than_the_mean(strategy: Strategy) -> str | None:
+    """Why the weighted mean of the updates is not all that a strategy needs; None when it is.
+
+    A strategy of one's own says ``sum_based = True``, and may say why not in ``why_not_summed``.
     """
     kind = type(strategy)
     says = next((c for c in kind.__mro__ if "sum_based" in vars(c)), None)
@@ -167,18 +186,14 @@ def check_needs_sum_only(strategy: Strategy) -> None:
     # A class that folds replies in its own way speaks for itself: what its base said is about the base's way.
     is_its_own_word = says is not None and issubclass(says, folds)
     if kind in STOCK or (says is not None and is_its_own_word and vars(says)["sum_based"] is True):
-        return
-    reason = getattr(
-        strategy,
-        "why_not_summed",
-        "It does not say that the weighted mean of the updates is all it needs (`sum_based = True`); medians, trimmed "
-        "means and Krum compare single updates.",
-    )
-    raise ConfigError(
-        "FH-STRATEGY-061",
-        f"{kind.__name__} cannot be used with secure aggregation.",
-        why=f"Under the masks there is one sum and no site's own update. {reason}",
-        fix="Choose a strategy that averages, such as fedavg, or take `secure_aggregation` out of the study.",
+        return None
+    return str(
+        getattr(
+            strategy,
+            "why_not_summed",
+            "It does not say that the weighted mean of the updates is all it needs (`sum_based = True`); medians, "
+            "trimmed means and Krum compare single updates.",
+        )
     )
 
 

@@ -46,6 +46,16 @@ def study_content(study_id: str = STUDY_ID, **federation: Any) -> dict[str, Any]
     }
 
 
+def two_modalities(study_id: str = STUDY_ID, **federation: Any) -> dict[str, Any]:
+    """A study that averages what belongs to `mri`, tensor second.weight, over the sites that declared it."""
+    content = study_content(
+        study_id, **({"average_encoders_over": "sites_with_modality"} | federation)
+    )
+    mri = {"kind": "volume", "name": "mri", "shape": [8, 8, 8], "spacing_mm": [2, 2, 2]}
+    content["data"]["modalities"].append(mri)
+    return content
+
+
 @dataclass
 class Consortium:
     """One server's home and its sites' homes."""
@@ -54,6 +64,7 @@ class Consortium:
     content: Mapping[str, Any]
     server: ServerHome = field(init=False)
     sites: dict[str, SiteHome] = field(default_factory=dict)
+    modalities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.server = ServerHome(self.root / "server")
@@ -76,6 +87,7 @@ class Consortium:
             package_options={},
             data_dir=self.root / site_id / "data",
             train_size=train_size,
+            modalities=self.modalities.get(site_id),
         )
 
     def request(self, site_id: str, train_size: int = 10) -> Path:
@@ -120,6 +132,7 @@ class Consortium:
     def manifest(self, **changes: Any) -> Manifest:
         study = self.server.require()[0]
         lines = read_roster(self.server.roster).admitted
+        has_blocks = study.averages_by_modality and changes.get("kind", "train") == "train"
         said: dict[str, Any] = {
             "study_id": study.id,
             "study_sha256": study_digest(study),
@@ -131,8 +144,14 @@ class Consortium:
             "model_sha256": vector_digest(self.model()),
             "tensors": manifest_tensors(self.spec),
             "cohort": tuple(
-                CohortMember(site_id=line.entry.site_id, key_id=line.entry.key_id) for line in lines
+                CohortMember(
+                    site_id=line.entry.site_id,
+                    key_id=line.entry.key_id,
+                    modalities=line.entry.modalities if has_blocks else None,
+                )
+                for line in lines
             ),
+            "blocks": ({"modality": "mri", "tensors": ("second.weight",)},) if has_blocks else (),
             "min_cohort": 2,
             "strategy_config": {},
             "privacy": RoundPrivacy.of(study),
@@ -157,9 +176,16 @@ def new_consortium(tmp_path: Path) -> Any:
     """Makes a consortium with some sites enrolled."""
 
     def make(
-        *site_ids: str, name: str = "c", content: Mapping[str, Any] | None = None
+        *site_ids: str,
+        name: str = "c",
+        content: Mapping[str, Any] | None = None,
+        modalities: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Consortium:
-        made = Consortium(root=tmp_path / name, content=content or study_content())
+        made = Consortium(
+            root=tmp_path / name,
+            content=content or study_content(),
+            modalities=modalities or {},
+        )
         for number, site_id in enumerate(site_ids, start=1):
             made.enrol(site_id, 10 * number)
         if "secure_aggregation" in made.content:

@@ -25,6 +25,9 @@ class Scripted:
             "second.weight": np.zeros((60,), dtype=np.float32),
         }
 
+    def modality_prefixes(self, study: Any, run: Any) -> dict[str, tuple[str, ...]]:
+        return {"mri": ("second.",)} if "mri" in study.modalities else {}
+
     def open_session(self, study: Any, run: Any, spec: TensorSpec, site: SiteContext) -> "Session":
         if study.training.options.get("reads_cohort", False):
             site.load_cohort()
@@ -47,6 +50,9 @@ class Session:
         self._wait(task)
         step = float(self._options.get("step", 1.0)) * self._number
         tensors = self._spec.unflatten((vector + np.float32(step)).astype(np.float32))
+        if not self._options.get("ignores_frozen", False):
+            came = self._spec.unflatten(vector)
+            tensors = {n: came[n] if n in task.frozen else tensor for n, tensor in tensors.items()}
         fault = self._fault(task)
         if fault is not None:
             tensors = self._break(dict(tensors), fault)

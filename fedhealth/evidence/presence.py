@@ -1,0 +1,44 @@
+"""What a manifest says about modalities: who declared one, and whose part of the model a round trains.
+
+Both sides read the same signed manifest, so both find the same. A study that averages encoders over all sites names
+no block, and nothing here applies.
+"""
+
+from fedhealth.evidence.statements import Manifest, ManifestBlock
+
+
+def block_floor(manifest: Manifest) -> int:
+    """Fewest sites that a block's mean may be about: as many as the whole model's.
+
+    A block's mean is published with the model, and with masks its sum is opened: of a single owner either would be
+    that hospital's own update.
+    """
+    masking = manifest.masking
+    return manifest.min_cohort if masking is None else masking.min_survivors
+
+
+def declaring(manifest: Manifest, modality: str) -> tuple[str, ...]:
+    """Sites of the cohort that declared a modality, in cohort order."""
+    return tuple(m.site_id for m in manifest.cohort if modality in (m.modalities or ()))
+
+
+def active_blocks(manifest: Manifest) -> tuple[ManifestBlock, ...]:
+    """Blocks that the round trains: those with enough owners in its cohort."""
+    floor = block_floor(manifest)
+    return tuple(b for b in manifest.blocks if len(declaring(manifest, b.modality)) >= floor)
+
+
+def owners_of(manifest: Manifest, modality: str) -> tuple[str, ...]:
+    """Sites that train a modality's block in this round; none where it is not active."""
+    found = declaring(manifest, modality)
+    return found if len(found) >= block_floor(manifest) else ()
+
+
+def frozen_tensors(manifest: Manifest, site_id: str) -> frozenset[str]:
+    """Tensors that a site gives back as they came: of modalities that it lacks, or that too few sites have."""
+    return frozenset(
+        name
+        for block in manifest.blocks
+        if site_id not in owners_of(manifest, block.modality)
+        for name in block.tensors
+    )
