@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Distributions of their own; tests/plugins is for the process tests only.
+# Distributions of their own; tests/plugins is for tests only.
 LOCAL := sites/synthetic sites/heart tests/plugins
 INSTALLED := $(VENV)/.installed
 ARGS ?=

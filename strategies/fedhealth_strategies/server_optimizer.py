@@ -1,4 +1,4 @@
-"""FedAdam and FedYogi as a step from a mean update: post-processing, so after noise it costs no privacy.
+"""FedAdam, FedYogi and FedAdagrad as a step from a mean update: post-processing, so after noise it costs no privacy.
 
 Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021
 (arXiv 2003.00295), algorithm 2.
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from fedhealth.errors import ConfigError
 
-Kind = Literal["none", "adam", "yogi"]
+Kind = Literal["none", "adam", "yogi", "adagrad"]
 State = dict[str, NDArray[np.generic]]
 
-DEFAULT_RATE: Mapping[Kind, float] = {"none": 1.0, "adam": 0.01, "yogi": 0.01}
-"""A plain step is the mean itself. 0.01 lies in the middle of the paper's grid (section 5.2)."""
+DEFAULT_RATE: Mapping[Kind, float] = {"none": 1.0, "adam": 0.01, "yogi": 0.01, "adagrad": 0.1}
+"""A plain step is the mean itself. 0.01 lies in the middle of the paper's grid (section 5.2); the second moment of
+Adagrad only grows, so its steps start larger."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ServerOptimizer:
-    """``none`` scales the update; ``adam`` and ``yogi`` keep two float32 models of moments.
+    """``none`` scales the update; ``adam``, ``yogi`` and ``adagrad`` keep two float32 models of moments.
 
     Raises:
         ConfigError: FH-STRATEGY-042 a value out of its range.
@@ -57,6 +58,8 @@ class ServerOptimizer:
         squared = np.square(update)
         if self.kind == "adam":
             second[:] = self.beta_2 * second + (1.0 - self.beta_2) * squared
+        elif self.kind == "adagrad":
+            second[:] = second + squared
         else:
             second[:] = second - (1.0 - self.beta_2) * squared * np.sign(second - squared)
         return rate * first / (np.sqrt(second, dtype=np.float64) + self.tau)
@@ -76,7 +79,7 @@ class ServerOptimizer:
 
     def _check(self) -> None:
         if self.kind not in DEFAULT_RATE:
-            raise _wrong("server_optimizer", "none, adam or yogi")
+            raise _wrong("server_optimizer", "none, adam, yogi or adagrad")
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise _wrong("server_learning_rate", "a positive number")

@@ -26,6 +26,26 @@ class TestFedPer(StrategyContract):
     streams_replies = True
 
 
+class TestFedAdam(StrategyContract):
+    strategy = "fedadam"
+    streams_replies = True
+    keeps_agreement = False  # a step from the mean
+
+
+class TestFedYogi(StrategyContract):
+    strategy = "fedyogi"
+    options = {"learning_rate": 0.05, "tau": 0.01}  # noqa: RUF012 - a ClassVar of the suite
+    streams_replies = True
+    keeps_agreement = False
+
+
+class TestFedAdagrad(StrategyContract):
+    strategy = "fedadagrad"
+    options = {"beta_1": 0.5}  # noqa: RUF012 - a ClassVar of the suite
+    streams_replies = True
+    keeps_agreement = False
+
+
 class TestFlowerFedAvg(StrategyContract):
     strategy = "flower-fedavg"
 

@@ -1,5 +1,6 @@
 """What a strategy gets under masks: one reply for all, and nothing that looks at single updates."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_a_server_optimiser_steps_from_it_and_keeps_its_moments() -> None:
     np.testing.assert_array_equal(
         step(made, 2, total(1.0)).vector, step(again, 2, total(1.0)).vector
     )
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_our_server_optimisers_do_under_masks_what_they_do_without(name: str) -> None:
+    masked, open_ = aggregator(name), build_aggregator(study(name).runs[0], SPEC, min_cohort=3)
+    for number in (1, 2):
+        singles = [
+            replace(total(v, weight=20.0, num_sites=1), site_id=f"site-{v}") for v in (1, 2, 3)
+        ]
+        open_.configure(number, np.zeros(4, dtype=np.float32), ["site-1", "site-2", "site-3"])
+        np.testing.assert_array_equal(
+            step(masked, number, total(2.0)).vector, open_.aggregate(number, iter(singles)).vector
+        )
 
 
 @pytest.mark.parametrize("kind", [FedMedian, FedTrimmedAvg, Krum])
