@@ -40,10 +40,10 @@ def bars(
         mean: the aggregate, None without one.
         top: end of the scale; None fits it to the values.
     """
-    end = top or _nice_top([*values.values(), mean or 0.0])
+    end = top or nice_top([*values.values(), mean or 0.0])
     plot = _WIDTH - _LABEL - _VALUE
     height = _ROW * len(values) + 6
-    parts = [_open(title, _bars_text(values, mean), _WIDTH, height)]
+    parts = [open_svg(title, _bars_text(values, mean), _WIDTH, height)]
     for row, (site, value) in enumerate(values.items()):
         y = row * _ROW + 4
         length = max(plot * min(value / end, 1.0), 1.0)
@@ -54,14 +54,14 @@ def bars(
                 '<rect class="bar s{}" x="{}" y="{}" width="{}" height="14" rx="3"/>'
                 '<text class="val" x="{}" y="{}">{}</text>'
             ).format(
-                *(_LABEL - 8, y + 12, _shorten(site)),
+                *(_LABEL - 8, y + 12, shorten(site)),
                 *(_LABEL, y, plot),
-                *(colours[site] % NUM_COLOURS, _LABEL, y, _f(length)),
+                *(colours[site] % NUM_COLOURS, _LABEL, y, fixed(length)),
                 *(_WIDTH - _VALUE + 8, y + 12, number(value)),
             )
         )
     if mean is not None:
-        x = _f(_LABEL + plot * min(mean / end, 1.0))
+        x = fixed(_LABEL + plot * min(mean / end, 1.0))
         parts.append(
             Markup('<line class="mean" x1="{}" y1="0" x2="{}" y2="{}"/>').format(x, x, height)
         )
@@ -75,6 +75,7 @@ def curves(
     top: float | None,
     level: float | None = None,
     include: Sequence[float] = (),
+    unit: str = "rounds",
 ) -> Markup:
     """Line chart over rounds; the mean is drawn last and thick. The caller gives the legend and the table.
 
@@ -84,14 +85,15 @@ def curves(
         top: end of the scale, None fits it to the values.
         level: where a dashed line across the chart is, such as a target.
         include: values that the scale must hold, beside the points and the level.
+        unit: what the horizontal axis counts.
     """
     points = [point for one in series for point in one.points]
     held = [*include, *([level] if level is not None else [])]
     frame = _Frame.around([*points, *((points[0][0], value) for value in held)], top)
-    text = f"{len(series)} lines over rounds {frame.first} to {frame.last}; the table below has the values."
-    parts = [_open(title, text, 460, 240), *_grid(frame)]
+    text = f"{len(series)} lines over {unit} {frame.first} to {frame.last}; the table below has the values."
+    parts = [open_svg(title, text, 460, 240), *_grid(frame)]
     if level is not None:
-        y = _f(frame.y(level))
+        y = fixed(frame.y(level))
         parts.append(Markup('<line class="mean" x1="48" y1="{}" x2="444" y2="{}"/>').format(y, y))
     parts += [_curve(one, frame) for one in sorted(series, key=lambda s: s.colour is None)]
     return Markup("").join([*parts, Markup("</svg>")])
@@ -113,7 +115,7 @@ class _Frame(NamedTuple):
     def around(cls, points: Sequence[tuple[int, float]], top: float | None) -> "_Frame":
         """The least frame on round steps that holds all points, within 0 and `top`."""
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        step = _nice_top([(max(ys) - min(ys)) / 3, max(ys) / 100])
+        step = nice_top([(max(ys) - min(ys)) / 3, max(ys) / 100])
         low = max(math.floor(min(ys) / step - 0.1) * step, 0.0)
         high = math.ceil(max(ys) / step + 0.1) * step
         return cls(min(xs), max(xs), low, high if top is None else min(high, top), step)
@@ -130,17 +132,17 @@ def _grid(frame: _Frame) -> list[Markup]:
     parts = []
     for tick in range(round((frame.high - frame.low) / frame.step) + 1):
         value = frame.low + tick * frame.step
-        y = _f(frame.y(value))
+        y = fixed(frame.y(value))
         parts.append(
             Markup(
                 '<line class="grid" x1="48" y1="{}" x2="444" y2="{}"/>'
                 '<text class="tick" x="42" y="{}" text-anchor="end">{}</text>'
-            ).format(y, y, _f(frame.y(value) + 4), number(value))
+            ).format(y, y, fixed(frame.y(value) + 4), number(value))
         )
     stride = max(math.ceil((frame.last - frame.first) / 10), 1)
     parts += [
         Markup('<text class="tick" x="{}" y="222" text-anchor="middle">{}</text>').format(
-            _f(frame.x(x)), x
+            fixed(frame.x(x)), x
         )
         for x in range(frame.first, frame.last + 1, stride)
     ]
@@ -150,10 +152,10 @@ def _grid(frame: _Frame) -> list[Markup]:
 def _curve(one: Series, frame: _Frame) -> Markup:
     style = "all" if one.colour is None else f"s{one.colour % NUM_COLOURS}"
     where = [(frame.x(x), frame.y(y)) for x, y in one.points]
-    path = " ".join(f"{_f(x)},{_f(y)}" for x, y in where)
+    path = " ".join(f"{fixed(x)},{fixed(y)}" for x, y in where)
     marks = [
         Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(
-            style, _f(x), _f(y), 3.5 if one.colour is None else 2.5
+            style, fixed(x), fixed(y), 3.5 if one.colour is None else 2.5
         )
         for x, y in where
     ]
@@ -161,7 +163,8 @@ def _curve(one: Series, frame: _Frame) -> Markup:
     return Markup("<g><title>{}</title>{}{}</g>").format(one.name, line, Markup("").join(marks))
 
 
-def _open(title: str, description: str, width: int, height: int) -> Markup:
+def open_svg(title: str, description: str, width: int, height: int) -> Markup:
+    """The opening tag of a drawing with its accessible name and description."""
     return Markup(
         '<svg role="img" viewBox="0 0 {} {}" xmlns="http://www.w3.org/2000/svg">'
         "<title>{}</title><desc>{}</desc>"
@@ -173,7 +176,7 @@ def _bars_text(values: Mapping[str, float], mean: float | None) -> str:
     return "; ".join([*said, *([f"mean {number(mean)}"] if mean is not None else [])])
 
 
-def _nice_top(values: Sequence[float]) -> float:
+def nice_top(values: Sequence[float]) -> float:
     """The least of 1, 2, 2.5, 5 times a power of ten that holds all values."""
     largest = max([*values, 0.0])
     if largest <= 0:
@@ -182,9 +185,11 @@ def _nice_top(values: Sequence[float]) -> float:
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= largest)
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """A label, cut to what fits beside a drawing."""
     return text if len(text) <= _LABEL_CHARS else text[: _LABEL_CHARS - 1] + "…"
 
 
-def _f(value: float) -> str:
+def fixed(value: float) -> str:
+    """A coordinate with one decimal."""
     return f"{value:.1f}"

@@ -42,7 +42,7 @@ def render_round(
         history: all rounds before it that are at hand, for what adds up over rounds.
     """
     laps = record.timings
-    return _page(
+    return page(
         "round.html.j2",
         record.not_evidenced,
         r=record,
@@ -96,7 +96,7 @@ def render_run(study_title: str, records: Sequence[RoundRecord]) -> str:
         }
         for record, line in zip(ordered, run.rounds, strict=True)
     ]
-    return _page(
+    return page(
         "run.html.j2",
         ordered[-1].not_evidenced,
         run=run,
@@ -232,7 +232,8 @@ def _theme() -> _Theme:
     return _Theme(environment, Markup(text), f"sha256-{digest}", classes)  # noqa: S704 - our own style file
 
 
-def _page(template: str, not_evidenced: Iterable[NotEvidenced], **values: Any) -> str:  # noqa: ANN401 - template values
+def page(template: str, not_evidenced: Iterable[NotEvidenced], **values: Any) -> str:  # noqa: ANN401 - template values
+    """A page in the reports' style from a template of this package."""
     theme = _theme()
     return theme.environment.get_template(template).render(
         style=theme.style,

@@ -118,8 +118,13 @@ def calibration_points(
     labels: NDArray[np.int64],
     *,
     num_bins: int = NUM_CALIBRATION_BINS,
+    num_repeats: int = 1,
 ) -> list[CalibrationPoint]:
-    """Bins of equal numbers of patients, in order of their probability; at least ten patients a bin."""
+    """Bins of equal numbers of records, in order of their probability; at least ten records a bin.
+
+    Where the records of several resplits are put together, `num_repeats` is their number: an interval is then as
+    wide as one resplit's records make it.
+    """
     bins = min(num_bins, max(labels.size // 10, 1))
     order = np.argsort(probabilities, kind="stable")
     points = []
@@ -127,7 +132,7 @@ def calibration_points(
         if rows.size == 0:
             continue
         observed = float(labels[rows].mean())
-        low, high = wilson(observed, rows.size)
+        low, high = wilson(observed, rows.size / num_repeats)
         points.append(
             CalibrationPoint(
                 predicted=float(probabilities[rows].mean()),
@@ -140,7 +145,7 @@ def calibration_points(
     return points
 
 
-def wilson(share: float, count: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(share: float, count: float, *, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's interval of a share of `count` patients (Wilson 1927)."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
