@@ -148,12 +148,11 @@ def attack_members(plan: ShadowPlan) -> MembershipResult:
 def embed(learner: Learner, patients: Sequence[Patient]) -> tuple[nn.Module, Tensor]:
     """The model's head as it starts, and what goes into it: (R, F) float32 of each record.
 
-    A model that names no single head gives its encoded tables instead, with a linear layer as the head.
+    A model that names no single head, or one that sees no features (an intercept), gives its encoded tables instead,
+    with a linear layer as the head.
     """
     dataset = PatientDataset(patients, learner.contract)
-    prefixes: tuple[str, ...] = getattr(learner.model, "head_prefixes", ())
-    modules = dict(learner.model.named_modules())
-    head = modules.get(prefixes[0].rstrip(".")) if len(prefixes) == 1 else None
+    head = _head_on_features(learner, dataset.batch([0]))
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0])) if head else None
     learner.model.eval()
@@ -170,6 +169,25 @@ def embed(learner: Learner, patients: Sequence[Patient]) -> tuple[nn.Module, Ten
     if head is None:
         head = nn.Linear(embeddings.shape[1], learner.task.num_outputs)
     return head, embeddings
+
+
+def _head_on_features(learner: Learner, one_record: Batch) -> nn.Module | None:
+    """The module of the model's one head prefix, if what goes into it is (B, F) features."""
+    prefixes: tuple[str, ...] = getattr(learner.model, "head_prefixes", ())
+    modules: dict[str, nn.Module] = dict(learner.model.named_modules())
+    head = modules.get(prefixes[0].rstrip(".")) if prefixes else None
+    if head is None or len(prefixes) > 1:
+        return None
+    given: list[object] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: given.extend(inputs))
+    with torch.inference_mode():
+        learner.model.eval()
+        learner.model(one_record.to(learner.device))
+    hook.remove()
+    match given:
+        case [Tensor() as features] if features.dim() == 2 and features.shape[0] == len(one_record):  # noqa: PLR2004
+            return head
+    return None
 
 
 def _wide_head(head: nn.Module, num_features: int) -> nn.Module:
