@@ -18,6 +18,7 @@ def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
         *_strategies(study),
         *privacy_findings(study),
         *masking_findings(study),
+        *(_weights(study) if build else ()),
     ]
     return in_order(findings)
 
@@ -39,3 +40,26 @@ def _strategies(study: Study) -> Iterator[Finding]:
             is_wrong = isinstance(error, ConfigError)
             text = f"runs.{run.name}.strategy: {error.what} {error.why} {error.fix}"
             yield Finding(level="error" if is_wrong else "warning", code=error.code, text=text)
+
+
+def _weights(study: Study) -> Iterator[Finding]:
+    """What came of a file of pretrained weights; a file that does not fit is an error of `check_study`."""
+    if study.model.name != "multimodal" or study.model.options.get("image_weights") != "file":
+        return
+    from fedhealth.models.multimodal import loaded_weights
+
+    try:
+        found = loaded_weights(study.data.to_contract(seed=study.seed), study.model.options)
+    except ConfigError:
+        return
+    for modality, weights in found.items():
+        unused = (
+            f"{len(weights.unused)} others of the file are not used"
+            if weights.unused
+            else "the whole file"
+        )
+        text = (
+            f"model: {weights.num_loaded} pretrained tensors are loaded for modality {modality!r}, {unused}; "
+            f"name: {weights.title or 'not said'}; licence: {weights.licence or 'not said'}."
+        )
+        yield Finding(level="note", code="FH-CONFIG-037", text=text)

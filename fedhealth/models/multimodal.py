@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhealth.config.base import OptionValue
-from fedhealth.contracts.data import DataContract, Modality, TableModality
+from fedhealth.contracts.data import DataContract, Modality, TableModality, VolumeModality
 from fedhealth.data.batch import Batch
 from fedhealth.data.tables import table_encoders
 from fedhealth.models.fusion import FUSIONS
@@ -19,8 +19,10 @@ from fedhealth.models.multimodal_options import MultimodalOptions
 from fedhealth.models.options import parse_options
 from fedhealth.models.patient_rows import row_copies, rows_of_patients
 from fedhealth.models.pretrained import check_phantom_fits, load_phantom_encoder
+from fedhealth.models.published_weights import LoadedWeights, load_published
 from fedhealth.models.table_encoder import TableEncoder
 from fedhealth.models.trainable_parts import keep_trainable
+from fedhealth.models.weight_files import PinnedFile
 
 FUSION_PARTS = ("fusion.", "absent.")
 """Parameters by which modalities are joined: the fusion, and what stands in for an absent modality."""
@@ -114,13 +116,14 @@ def build_multimodal(
 
     Raises:
         ConfigError: FH-MODEL-001 an option is wrong, FH-MODEL-010 the shipped weights are damaged, FH-MODEL-030 a grid
-            does not fit the image encoder, FH-MODEL-031 there is nothing for low-rank changes.
+            does not fit the image encoder, FH-MODEL-031 there is nothing for low-rank changes, FH-MODEL-032 to 036 the
+            weights file is missing, another or does not fit (see `published_weights`).
     """
     parsed = parse_options(MultimodalOptions, options, owner="model 'multimodal'")
     model = MultimodalModel(contract, num_outputs, parsed)
     keep_trainable(
         model,
-        parsed.trainable,
+        "image_frozen" if parsed.freezes_images_only else parsed.trainable,
         lora_rank=parsed.lora_rank,
         lora_alpha=parsed.lora_alpha,
         fusion_parts=FUSION_PARTS,
@@ -143,18 +146,41 @@ def _encoder(contract: DataContract, modality: Modality, options: MultimodalOpti
             hidden_size=options.table_hidden_size,
             embedding_size=options.embedding_size,
         )
-    encoder = make_image_encoder(
+    encoder = _new_image_encoder(modality, options)
+    if options.image_weights == "phantom" and isinstance(encoder, ImageEncoder):
+        check_phantom_fits(modality)
+        load_phantom_encoder(encoder)
+    if options.image_weights == "file":
+        _load_file(encoder, options)
+    return encoder
+
+
+def _new_image_encoder(modality: VolumeModality, options: MultimodalOptions) -> VolumeEncoder:
+    return make_image_encoder(
         options.image_encoder,
         modality,
         embedding_size=options.embedding_size,
         widths=options.image_widths,
         patch_size=options.image_patch_size,
-        frozen_norm=False,
+        frozen_norm=options.image_norm == "frozen_batch",
     )
-    if options.image_weights == "phantom" and isinstance(encoder, ImageEncoder):
-        check_phantom_fits(modality)
-        load_phantom_encoder(encoder)
-    return encoder.requires_grad_(not options.freeze_image_encoder)
+
+
+def loaded_weights(
+    contract: DataContract, options: Mapping[str, OptionValue]
+) -> dict[str, LoadedWeights]:
+    """What came of the options' weights file, by volume modality.
+
+    Raises:
+        ConfigError: as `build_multimodal`.
+    """
+    parsed = parse_options(MultimodalOptions, options, owner="model 'multimodal'")
+    return {v.name: _load_file(_new_image_encoder(v, parsed), parsed) for v in contract.volumes}
+
+
+def _load_file(encoder: VolumeEncoder, options: MultimodalOptions) -> LoadedWeights:
+    pinned = PinnedFile(name=options.image_weights_file, sha256=options.image_weights_sha256)
+    return load_published(encoder, pinned, prefix=options.image_weights_prefix)
 
 
 def _token(embedding_size: int) -> nn.Parameter:

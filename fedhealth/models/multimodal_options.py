@@ -44,9 +44,30 @@ class MultimodalOptions(ConfigModel):
     image_patch_size: int = Field(
         8, ge=2, le=64, description="Side of a patch of vit_tiny and vit_base, in voxels."
     )
-    image_weights: Literal["random", "phantom"] = Field(
+    image_norm: Literal["group", "frozen_batch"] = Field(
+        "group",
+        description="What stands for BatchNorm in resnet and densenet encoders. frozen_batch: the statistics of a "
+        "weights file, folded in as constants.",
+    )
+    image_weights: Literal["random", "phantom", "file"] = Field(
         "random",
-        description="phantom: start from the shipped encoder, pretrained on synthetic phantoms, not clinical.",
+        description="phantom: start from the shipped encoder, pretrained on synthetic phantoms, not clinical; file: "
+        "from image_weights_file.",
+    )
+    image_weights_file: str = Field(
+        "",
+        max_length=200,
+        pattern=r"^(?:[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)?$",
+        description="File below weights/ of every home (or beside study.yaml): .safetensors, a torch checkpoint, or a "
+        "MONAI bundle as .zip.",
+    )
+    image_weights_sha256: str = Field(
+        "", pattern=r"^(?:[0-9a-f]{64})?$", description="SHA-256 of that file; another is refused."
+    )
+    image_weights_prefix: str = Field(
+        "",
+        max_length=200,
+        description="What stands before the encoder's names in that file, such as encoder.",
     )
     freeze_image_encoder: bool = Field(
         False, description="True: image encoders are not trained and do not travel."
@@ -75,7 +96,31 @@ class MultimodalOptions(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _file_is_pinned(self) -> Self:
+        given = (self.image_weights_file, self.image_weights_sha256)
+        if self.image_weights == "file":
+            if not all(given):
+                raise ValueError(
+                    "image_weights file needs image_weights_file and image_weights_sha256"
+                )
+        elif any(given) or self.image_weights_prefix:
+            raise ValueError("image_weights_file, _sha256 and _prefix belong to image_weights file")
+        has_batch_norm = self.image_encoder.startswith(("resnet", "densenet"))
+        if self.image_norm == "frozen_batch" and not (
+            self.image_weights == "file" and has_batch_norm
+        ):
+            raise ValueError(
+                "image_norm frozen_batch needs image_weights file and a resnet or densenet encoder"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_answer_on_freezing(self) -> Self:
         if self.freeze_image_encoder and self.trainable == "lora":
             raise ValueError("freeze_image_encoder leaves nothing for trainable lora to change")
         return self
+
+    @property
+    def freezes_images_only(self) -> bool:
+        """`freeze_image_encoder` is an older word for `trainable: image_frozen`."""
+        return self.freeze_image_encoder and self.trainable == "all"

@@ -8,6 +8,7 @@ from fedhealth.config.study import Study
 from fedhealth.contracts.data import SplitName
 from fedhealth.data.check import CohortSummary, check_cohort
 from fedhealth.errors import SiteDataError
+from fedhealth.models.weight_files import find_file, pinned_file
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.privacy.policy import check_plan, check_sums
@@ -25,7 +26,8 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     Raises:
         SiteDataError: the cohort does not keep the data contract; FH-DATA-034 a modality is declared that no training
             patient has, and the study averages by modality.
-        ConfigError: site.yaml is wrong or its package is not installed.
+        ConfigError: site.yaml is wrong or its package is not installed; FH-MODEL-032 the study's pretrained weights are
+            not in this home's folder weights, FH-MODEL-033 they are others.
         UsageError: which study is not clear.
         PrivacyError: the study asks for more than this site's policy allows.
         GateRefusedError: FH-SECAGG-011 to 013 the study masks less than this site asks for.
@@ -33,6 +35,9 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     chosen = home.choose_study(study_id)
     config = load_site(home.config_path)
     study = load_study(home.study(chosen).study)
+    weights = pinned_file(study.model.options)
+    if weights is not None:
+        find_file(weights)
     package = site_package(home, config.package.name, dict(config.package.options), config.data_dir)
     summary = check_cohort(package.load_cohort(study.data.to_contract(seed=study.seed)))
     warnings = list(summary.warnings)

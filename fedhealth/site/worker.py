@@ -30,6 +30,7 @@ from fedhealth.errors import (
 )
 from fedhealth.evidence.journal import Journal
 from fedhealth.gate.gate import refusal_code, release_code, release_status
+from fedhealth.models.weight_files import weights_in
 from fedhealth.privacy.policy import check_patients
 from fedhealth.secagg.site_rules import check_site_rules
 from fedhealth.site.account import SiteAccount
@@ -234,12 +235,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pinned = load_pinned(home, args.study)
         isolation = leave_the_network(pinned.config.isolation)
-        worker = Worker(home, pinned, isolation)
-        signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        worker.prepare()
-        with listen(args.socket) as listener:
-            worker.serve(listener)
+        with weights_in(home.root):
+            worker = Worker(home, pinned, isolation)
+            signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            worker.prepare()
+            with listen(args.socket) as listener:
+                worker.serve(listener)
     except FedHealthError as error:
         log.error("worker ends code=%s", error.code)  # noqa: TRY400 - the text goes to the supervisor
         write_json(

@@ -10,6 +10,7 @@ from fedhealth.cli.app import run
 from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.template import template_names, template_path
 from fedhealth.errors import ExitCode
+from fedhealth.models.pretrained import WEIGHTS_FILE, WEIGHTS_SHA256
 
 
 def object_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -86,3 +87,21 @@ def test_show_as_json_holds_the_whole_study(capsys: pytest.CaptureFixture[str]) 
 def test_schema_prints_json_schema(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["study", "schema", kind]) == ExitCode.OK
     assert object_of(capsys)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_check_builds_with_a_weights_file_beside_the_study_and_says_what_was_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    content = load_study(template_path("blank")).model_dump(mode="json")
+    pinned = {"image_weights_file": "own.safetensors", "image_weights_sha256": WEIGHTS_SHA256}
+    content["model"] = {"name": "multimodal", "options": {"image_weights": "file", **pinned}}
+    path.write_text(json.dumps(content))  # JSON is YAML
+    assert run(["study", "check", str(path), "--build"]) == ExitCode.CONFIG
+    assert "FH-MODEL-032" in capsys.readouterr().err
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "own.safetensors").write_bytes(WEIGHTS_FILE.read_bytes())
+    assert run(["study", "check", str(path), "--build", "--json"]) == ExitCode.OK
+    notes = {f["code"]: f["text"] for f in object_of(capsys)["findings"]}
+    assert "12 pretrained tensors" in notes["FH-CONFIG-037"]
+    assert "the whole file" in notes["FH-CONFIG-037"]

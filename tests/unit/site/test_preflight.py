@@ -1,12 +1,14 @@
 """`site check` says early what would be refused or unlimited later."""
 
+import hashlib
 from typing import Any
 
 import pytest
 
 from fedhealth.config.load import load_site
-from fedhealth.errors import ExitCode, PrivacyError
-from fedhealth.site.preflight import _privacy
+from fedhealth.errors import ExitCode, FedHealthError, PrivacyError
+from fedhealth.models.weight_files import weights_in
+from fedhealth.site.preflight import _privacy, check_site
 
 from .hospital import Hospital, private_content
 
@@ -34,3 +36,31 @@ def test_a_study_outside_the_policy_is_refused_before_anybody_admits_the_site(
     with pytest.raises(PrivacyError, match="FH-PRIVACY-023") as error:
         remarks(hospital)
     assert error.value.exit_code is ExitCode.PRIVACY_BUDGET
+
+
+def test_weights_that_the_study_pins_must_be_in_the_home(new_consortium: Any) -> None:
+    content = private_content()
+    digest = hashlib.sha256(b"weights").hexdigest()
+    content["model"] = {
+        "name": "multimodal",
+        "options": {
+            "image_weights": "file",
+            "image_weights_file": "a.safetensors",
+            "image_weights_sha256": digest,
+        },
+    }
+    hospital = Hospital(new_consortium("site-1", "site-2", content=content))
+    home = hospital.home
+
+    def refused() -> str:
+        with pytest.raises(FedHealthError) as error, weights_in(home.root):
+            check_site(home, None)
+        return error.value.code
+
+    assert refused() == "FH-MODEL-032"
+    (home.root / "weights").mkdir()
+    (home.root / "weights" / "a.safetensors").write_bytes(b"others")
+    assert refused() == "FH-MODEL-033"
+    (home.root / "weights" / "a.safetensors").write_bytes(b"weights")
+    with weights_in(home.root):
+        assert check_site(home, None)["train_size"] > 0
