@@ -70,9 +70,13 @@ def make_run_strategy(
 
     Raises:
         ConfigError: as `make_strategy`; FH-STRATEGY-061 it needs each site's own update; FH-STRATEGY-063 it is no
-            mean, and the study averages encoders over the sites that have their modality.
+            mean, and the study averages encoders over the sites that have their modality; whatever the strategy's own
+            `check_study` raises.
     """
     inner = make_strategy(run, min_cohort=study.federation.min_cohort)
+    check_study = getattr(inner, "check_study", None)
+    if check_study is not None:
+        check_study(study)
     if study.secure_aggregation is None:
         if study.averages_by_modality:
             _check_takes_the_mean(inner)

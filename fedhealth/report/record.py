@@ -47,7 +47,7 @@ from fedhealth.report.schema import (
 )
 
 SCHEMA: Literal["fedhealth/round-record/v3"] = "fedhealth/round-record/v3"
-StrategySetting = Literal["clipping_norm", "proximal_mu"]
+StrategySetting = Literal["clipping_norm", "proximal_mu", "effective_steps"]
 """What a strategy may tell a site: `contracts.aggregation.STRATEGY_CONFIG_ALLOWED`."""
 
 

@@ -93,16 +93,20 @@ def batch_order(
     Yields:
         (B,) int64.
     """
-    num_steps = config.local_steps
-    if num_steps is None:
-        per_epoch = -(-num_patients // config.batch_size)
-        num_steps = per_epoch * (config.local_epochs or 1)
+    num_steps = count_steps(num_patients, config)
     done = 0
     while done < num_steps:
         order = torch.randperm(num_patients, generator=generator)
         for rows in torch.split(order, config.batch_size)[: num_steps - done]:
             yield rows
             done += 1
+
+
+def count_steps(num_patients: int, config: "TrainingConfig") -> int:
+    """Optimiser steps of a round without privacy: `local_steps`, or the batches of `local_epochs`."""
+    if config.local_steps is not None:
+        return config.local_steps
+    return -(-num_patients // config.batch_size) * (config.local_epochs or 1)
 
 
 def make_optimizer(

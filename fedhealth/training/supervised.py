@@ -6,8 +6,8 @@ every round, and the private head comes from the last round that was committed. 
 half does not hold: who is in a step and what the noise is are secret, and new every time.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,11 +38,12 @@ from fedhealth.privacy.randomness import Randomness
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.frozen_tensors import frozen_tensors
 from fedhealth.training.learner import Learner, dump, load, spec_of
-from fedhealth.training.local_steps import StepPlan, run_steps
+from fedhealth.training.local_steps import StepPlan, count_steps, run_steps
 from fedhealth.training.patient_gradients import flat_patient_gradients
 from fedhealth.training.patient_values import patient_values
 from fedhealth.training.private_head import HeadStore, Tensors
 from fedhealth.training.private_steps import clipped_gradients, run_private_steps
+from fedhealth.training.strategy_wishes import StrategyWishes
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -170,7 +171,7 @@ class SupervisedSession:
                 `private_steps.run_private_steps`.
             TrainingError: FH-TRAIN-004 the loss or a weight is not finite, FH-TRAIN-005 there is no training
                 patient (without a mechanism), FH-TRAIN-006 the private head is damaged, FH-TRAIN-007 the
-                strategy asks for something unknown.
+                strategy asks for something unknown, FH-TRAIN-050 steps do not add up.
             AggregationError: FH-TENSOR-003 the vector is not on the spec.
         """
         if len(self._train) == 0 and task.mechanism is None:
@@ -180,19 +181,33 @@ class SupervisedSession:
                 why="Without a patient there is nothing to learn from.",
                 fix="Check the cohort and the study's split, or leave the federation.",
             )
+        wishes = StrategyWishes.of(task.strategy_config)
         self._pending = None
         self._use_head_before(task.round_number)
         self._load(vector, self._head)
         with frozen_tensors(self._learner.shared, task.frozen):
-            return self._train_what_is_not_frozen(task)
+            update = self._train_what_is_not_frozen(task, wishes)
+        outgoing = wishes.outgoing(
+            self._spec.unflatten(vector),
+            dict(update.tensors),
+            optimizer=self._study.training.optimizer,
+            num_steps=self._count_steps(task.mechanism),
+        )
+        return replace(update, tensors=outgoing)
 
-    def _train_what_is_not_frozen(self, task: RoundTask) -> LocalUpdate:
+    def _count_steps(self, mechanism: PatientMechanism | None) -> int:
+        """Under privacy a public number, from the declared size."""
+        if mechanism is not None:
+            return mechanism.num_steps
+        return count_steps(len(self._train), self._study.training)
+
+    def _train_what_is_not_frozen(self, task: RoundTask, wishes: StrategyWishes) -> LocalUpdate:
         plan = StepPlan(
             config=self._study.training,
             seed=derive_seed(
                 self._study.seed, "local steps", self._run.name, self._site_id, task.round_number
             ),
-            proximal_mu=proximal_mu(task.strategy_config),
+            proximal_mu=wishes.proximal_mu,
             is_cancelled=task.is_cancelled,
         )
         if task.mechanism is not None:
@@ -290,26 +305,6 @@ def supervised_options(study: "Study") -> SupervisedOptions:
 def head_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadStore:
     """Where a run's private heads are kept at this site."""
     return HeadStore(site.state_dir / "private_heads" / run.name, spec_of(learner.private))
-
-
-def proximal_mu(strategy_config: Mapping[str, float | int | bool]) -> float:
-    """The FedProx strength that the strategy asks for; 0 when it does not.
-
-    Raises:
-        TrainingError: FH-TRAIN-007 it asks for something else, or not for a finite number >= 0.
-    """
-    unknown = sorted(set(strategy_config) - {"proximal_mu"})
-    value = strategy_config.get("proximal_mu", 0.0)
-    if unknown or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise TrainingError(
-            "FH-TRAIN-007",
-            f"the strategy asks for {unknown}."
-            if unknown
-            else "the strategy's proximal_mu is not a finite number of at least 0.",
-            why="Local training knows proximal_mu only; ignoring the rest would not be what the study says.",
-            fix="Choose another strategy, or a training method that knows this setting.",
-        )
-    return float(value)
 
 
 def _check_spec(given: TensorSpec, own: TensorSpec) -> None:

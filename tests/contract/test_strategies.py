@@ -26,6 +26,12 @@ class TestFedPer(StrategyContract):
     streams_replies = True
 
 
+class TestFedNova(StrategyContract):
+    strategy = "fednova"
+    options = {"effective_steps": 4.0, "proximal_mu": 0.1}  # noqa: RUF012 - a ClassVar of the suite
+    streams_replies = True
+
+
 class TestFedAdam(StrategyContract):
     strategy = "fedadam"
     streams_replies = True
