@@ -60,8 +60,7 @@ class LogisticFusion(nn.Module):
         options: see `LogisticFusionOptions`.
 
     Attributes:
-        modality_prefixes: each volume's weight and its products. A table has no tensors of its own: patients without
-            it train the weights of its missing-value indicators.
+        modality_prefixes: each modality's own weights; a product belongs to its volume.
 
     Raises:
         ConfigError: FH-MODEL-010 the shipped weights are damaged, FH-MODEL-030 a modality is a 2D image.
@@ -85,11 +84,10 @@ class LogisticFusion(nn.Module):
         for volume in contract.volumes:
             check_phantom_fits(volume)
         self.modality_prefixes = {
-            name: tuple(
-                f"weights.{k}." for k in (key, *self._products) if f"{k}_".startswith(f"{key}_")
-            )
-            for key, name in self._volumes.items()
+            name: (f"weights.{key}.",) for key, name in {**self._tables, **self._volumes}.items()
         }
+        for key, (volume, _) in self._products.items():
+            self.modality_prefixes[self._volumes[volume]] += (f"weights.{key}.",)
         self.encoders = nn.ModuleDict({key: PhantomLoad() for key in self._volumes})
         sizes = {
             key: widths[name].num_features + widths[name].num_columns
@@ -109,7 +107,10 @@ class LogisticFusion(nn.Module):
         """Logits (B, num_outputs) float32."""
         present_BM = torch.stack([batch.present[name] for name in self._names], dim=1)  # noqa: N806
         features = {
-            key: torch.cat([batch.tables[name], batch.missing[name]], dim=1)
+            # A whole table that is absent is `absent`, and not each of its values missing: its weights stay its owners'.
+            key: torch.cat(
+                [batch.tables[name], batch.missing[name] * batch.present[name][:, None]], dim=1
+            )
             for key, name in self._tables.items()
         }
         features |= {key: self._load(batch, key) for key in self._volumes}

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,8 +50,8 @@ def _by_hand(model: LogisticFusion, batch: Batch, load: Tensor) -> Tensor:
     weights = {name: layer.weight[0] for name, layer in model.weights.items()}
     logits = []
     for row in range(len(batch)):
-        table, missing = batch.tables["ehr"][row], batch.missing["ehr"][row]
         has_table, has_volume = (bool(batch.present[name][row]) for name in ("ehr", "t1"))
+        table, missing = batch.tables["ehr"][row], batch.missing["ehr"][row] * has_table
         score = float(load[row]) if has_volume else 0.0
         logit = float(model.head.bias[0])
         logit += float(weights["table_ehr"] @ torch.cat([table, missing]))
@@ -119,6 +120,19 @@ def test_only_tens_of_values_travel_and_the_head_is_the_intercept() -> None:
         "weights.volume_t1_x_table_ehr.weight": 3,
         "weights.absent.weight": 2,
         "head.bias": 1,
+    }
+
+
+def test_every_modality_owns_its_weights_and_a_volume_its_products() -> None:
+    volumes = tuple(
+        VolumeModality(name=name, shape=(SIZE, SIZE, SIZE), spacing_mm=(2.0, 2.0, 2.0))
+        for name in ("t1", "t1_post")
+    )
+    contract = replace(_contract(), modalities=(*_contract().tables, *volumes))
+    assert build_logistic_fusion(contract, 1, {}).modality_prefixes == {
+        "ehr": ("weights.table_ehr.",),
+        "t1": ("weights.volume_t1.", "weights.volume_t1_x_table_ehr."),
+        "t1_post": ("weights.volume_t1_post.", "weights.volume_t1_post_x_table_ehr."),
     }
 
 
