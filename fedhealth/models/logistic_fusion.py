@@ -83,11 +83,11 @@ class LogisticFusion(nn.Module):
         }
         for volume in contract.volumes:
             check_phantom_fits(volume)
-        self.modality_prefixes = {
+        self.modality_prefixes: dict[str, tuple[str, ...]] = {
             name: (f"weights.{key}.",) for key, name in {**self._tables, **self._volumes}.items()
         }
-        for key, (volume, _) in self._products.items():
-            self.modality_prefixes[self._volumes[volume]] += (f"weights.{key}.",)
+        for key, (volume_key, _) in self._products.items():
+            self.modality_prefixes[self._volumes[volume_key]] += (f"weights.{key}.",)
         self.encoders = nn.ModuleDict({key: PhantomLoad() for key in self._volumes})
         sizes = {
             key: widths[name].num_features + widths[name].num_columns
@@ -107,7 +107,7 @@ class LogisticFusion(nn.Module):
         """Logits (B, num_outputs) float32."""
         present_BM = torch.stack([batch.present[name] for name in self._names], dim=1)  # noqa: N806
         features = {
-            # A whole table that is absent is `absent`, and not each of its values missing: its weights stay its owners'.
+            # A whole table that is absent is not each of its values missing: its weights stay its owners'.
             key: torch.cat(
                 [batch.tables[name], batch.missing[name] * batch.present[name][:, None]], dim=1
             )
