@@ -1,6 +1,6 @@
 """The data section of study.yaml, and its translation into the frozen data contract."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,9 +8,13 @@ from fedhealth.config.base import ConfigModel, Name
 from fedhealth.contracts.data import (
     Column,
     DataContract,
+    MaskLabel,
     Modality,
+    MultiLabel,
     SplitPlan,
+    SurvivalLabel,
     TableModality,
+    Target,
     VolumeModality,
 )
 
@@ -90,15 +94,75 @@ class VolumeConfig(ConfigModel):
 
 
 class LabelConfig(ConfigModel):
-    """The label column and its codes."""
+    """What is predicted: one code a patient, several yes-or-no labels, time to an event, or a mask."""
 
-    column: Name = Field("label", description="Column name in the CSV file.")
+    kind: Literal["code", "multi_label", "survival", "mask"] = Field(
+        "code", description="Shape of the label; each kind has its own keys."
+    )
+    column: Name = Field("label", description="Kind code: column name in the CSV file.")
     codes: tuple[int, ...] = Field(
         (0, 1),
         min_length=2,
         max_length=100,
-        description="Allowed values; the second is the positive one.",
+        description="Kinds code and mask: allowed values. The second is the positive one of two; a mask's first is "
+        "0, the background.",
     )
+    columns: tuple[Name, ...] = Field(
+        (), max_length=100, description="Kind multi_label: columns of 0 and 1."
+    )
+    time_column: Name = Field(
+        "time", description="Kind survival: column with the time to event or censoring."
+    )
+    event_column: Name = Field("event", description="Kind survival: column, 1 seen, 0 censored.")
+    unit: str | None = Field(
+        None, max_length=40, description="Kind survival: unit of the time, such as days."
+    )
+    maximum: float | None = Field(
+        None, gt=0, description="Kind survival: longest plausible time: public, not from patients."
+    )
+    mask: Name = Field(
+        "mask", description="Kind mask: folder of the label volumes, one file a patient."
+    )
+    grid: Name | None = Field(
+        None, description="Kind mask: volume modality that the masks were drawn on."
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> Self:
+        own = _LABEL_KEYS[self.kind]
+        strange = sorted(self.model_fields_set - {"kind", *own})
+        if strange:
+            raise ValueError(f"label kind {self.kind} has no {', '.join(strange)}; it has {own}")
+        if len(set(self.codes)) != len(self.codes):
+            raise ValueError("label codes repeat")
+        if self.kind == "multi_label" and not self.columns:
+            raise ValueError("label kind multi_label needs columns")
+        if self.kind == "survival" and (self.unit is None or self.maximum is None):
+            raise ValueError("label kind survival needs unit and maximum")
+        if self.kind == "mask":
+            if self.grid is None:
+                raise ValueError("label kind mask needs grid, the name of a volume modality")
+            if self.codes[0] != 0 or not all(0 <= code <= 255 for code in self.codes):  # noqa: PLR2004
+                raise ValueError("mask codes are 0 to 255 and begin with 0, the background")
+        return self
+
+    @property
+    def csv_columns(self) -> tuple[str, ...]:
+        """The columns of the CSV file that hold the label."""
+        return {
+            "code": (self.column,),
+            "multi_label": self.columns,
+            "survival": (self.time_column, self.event_column),
+            "mask": (),
+        }[self.kind]
+
+
+_LABEL_KEYS: Final = {
+    "code": ("column", "codes"),
+    "multi_label": ("columns",),
+    "survival": ("time_column", "event_column", "unit", "maximum"),
+    "mask": ("mask", "grid", "codes"),
+}
 
 
 class SplitConfig(ConfigModel):
@@ -148,18 +212,29 @@ class DataConfig(ConfigModel):
         if len(set(names)) != len(names):
             raise ValueError(f"modality names repeat: {names}")
         columns = [c.name for m in self.modalities if isinstance(m, TableConfig) for c in m.columns]
-        columns += [self.patient_id_column, self.label.column]
+        columns += [self.patient_id_column, *self.label.csv_columns]
         repeated = sorted({c for c in columns if columns.count(c) > 1})
         if repeated:
             raise ValueError(f"column names repeat: {repeated}")
+        return self
+
+    @model_validator(mode="after")
+    def _mask_has_a_grid(self) -> Self:
+        if self.label.kind == "mask":
+            volumes = [m.name for m in self.modalities if isinstance(m, VolumeConfig)]
+            if self.label.grid not in volumes:
+                raise ValueError(f"label.grid is no volume modality; there are {volumes}")
+            if self.label.mask in [m.name for m in self.modalities]:
+                raise ValueError(f"label.mask {self.label.mask!r} is the name of a modality")
         return self
 
     def to_contract(self, *, seed: int) -> DataContract:
         """The frozen contract that `data` and site packages read; `seed` is the study's."""
         return DataContract(
             patient_id_column=self.patient_id_column,
-            label_column=self.label.column,
-            label_codes=self.label.codes,
+            label_column=self.label.column if self.label.kind == "code" else "",
+            label_codes=self.label.codes if self.label.kind == "code" else (),
+            target=self._target(),
             modalities=tuple(_modality(m) for m in self.modalities),
             records_per_patient=self.records_per_patient,
             split=SplitPlan(
@@ -170,14 +245,35 @@ class DataConfig(ConfigModel):
             ),
         )
 
+    def _target(self) -> Target | None:
+        label = self.label
+        if label.kind == "multi_label":
+            return MultiLabel(columns=label.columns)
+        if label.kind == "survival":
+            return SurvivalLabel(
+                time_column=label.time_column,
+                event_column=label.event_column,
+                unit=label.unit or "",
+                maximum=label.maximum or 0.0,
+            )
+        if label.kind == "mask":
+            grids = {m.name: m for m in self.modalities if isinstance(m, VolumeConfig)}
+            grid = _volume(grids[label.grid or ""])
+            return MaskLabel(name=label.mask, codes=label.codes, grid=grid)
+        return None
+
 
 def _modality(config: TableConfig | VolumeConfig) -> Modality:
     if isinstance(config, VolumeConfig):
-        return VolumeModality(
-            name=config.name,
-            shape=config.shape,
-            spacing_mm=config.spacing_mm,
-            orientation=config.orientation,
-        )
+        return _volume(config)
     columns = tuple(Column(**column.model_dump()) for column in config.columns)
     return TableModality(name=config.name, columns=columns)
+
+
+def _volume(config: VolumeConfig) -> VolumeModality:
+    return VolumeModality(
+        name=config.name,
+        shape=config.shape,
+        spacing_mm=config.spacing_mm,
+        orientation=config.orientation,
+    )

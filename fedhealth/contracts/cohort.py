@@ -23,18 +23,35 @@ class LazyVolume(Protocol):
         ...
 
 
+class LazyMask(Protocol):
+    """A label volume that is read when it is needed."""
+
+    def load(self) -> NDArray[np.uint8]:
+        """Read it: (i, j, k) uint8 codes of the contract, on the grid of the contract's `MaskLabel`.
+
+        Raises:
+            SiteDataError: the file is unreadable, not on the image's grid, or has a code outside the contract.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patient:
     """One patient's record.
 
     `tables[name]` is one value per column of that modality, float64, NaN where missing; a modality that the
     patient lacks altogether is absent from the mapping. The same holds for `volumes`.
+
+    `label` is the code where the contract's `target` is None; else it stays 0 and `target` holds what is predicted:
+    (L,) float64 of 0 and 1 (`MultiLabel`, in the order of its columns), (2,) float64 time and event
+    (`SurvivalLabel`), or a `LazyMask` (`MaskLabel`).
     """
 
     patient_id: str = field(repr=False)
-    label: int = field(repr=False)
+    label: int = field(default=0, repr=False)
     tables: Mapping[str, NDArray[np.float64]] = field(repr=False)
     volumes: Mapping[str, LazyVolume] = field(repr=False)
+    target: NDArray[np.float64] | LazyMask | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

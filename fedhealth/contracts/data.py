@@ -76,11 +76,46 @@ class SplitPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MultiLabel:
+    """Several yes-or-no labels a patient: columns of 0 and 1, none missing."""
+
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurvivalLabel:
+    """Time to an event, right-censored: time in [0, `maximum`] in `unit`, event 1 seen or 0 censored.
+
+    `maximum` is a *public* limit, such as the length of follow-up that the study allows.
+    """
+
+    time_column: str
+    event_column: str
+    unit: str
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskLabel:
+    """A label volume a patient, drawn on the volume modality `grid`; `codes` begins with 0, the background."""
+
+    name: str
+    codes: tuple[int, ...]
+    grid: VolumeModality
+
+
+Target = MultiLabel | SurvivalLabel | MaskLabel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataContract:
     """Columns, units, ranges, codes, grids and split that every site of a study keeps.
 
     Records with the same patient id are one patient: one side of the split, one unit of privacy. More than
     `records_per_patient` of them are refused.
+
+    `target` is None where the label is one code a patient, of `label_codes` in `label_column`; else it says what is
+    predicted, and those two are empty.
     """
 
     patient_id_column: str
@@ -89,6 +124,20 @@ class DataContract:
     modalities: tuple[Modality, ...]
     split: SplitPlan
     records_per_patient: int = 1
+    target: Target | None = None
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of `cohort.csv` that hold the label; none for masks."""
+        match self.target:
+            case None:
+                return (self.label_column,)
+            case MultiLabel(columns=columns):
+                return columns
+            case SurvivalLabel(time_column=time, event_column=event):
+                return (time, event)
+            case MaskLabel():
+                return ()
 
     @property
     def tables(self) -> tuple[TableModality, ...]:

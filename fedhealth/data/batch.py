@@ -8,6 +8,7 @@ batches, come from the caller, who owns the seed.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedhealth.contracts.cohort import Patient
-from fedhealth.contracts.data import DataContract, TableModality, VolumeModality
+from fedhealth.contracts.data import DataContract, MaskLabel, TableModality, VolumeModality
 from fedhealth.data.tables import TableEncoder, table_encoders
+from fedhealth.data.targets import label_tensor, mask_indices, strata_of
 from fedhealth.errors import SiteDataError
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
@@ -36,7 +38,8 @@ class Batch:
         volumes: modality name -> (B, 1, D, H, W) float32, z-scored; D, H, W are the contract's i,
             j, k. After `PatientDataset.encode_volumes`: (B, E) embeddings.
         present: modality name (table or volume) -> (B,) bool.
-        labels: (B,) int64, index into the contract's `label_codes`.
+        labels: (B,) int64, index into the contract's `label_codes`; or, by the contract's `target`, (B, L) int64 of
+            0 and 1, (B, 2) float32 time and event, or (B, D, H, W) uint8 indices into the mask's codes.
     """
 
     tables: dict[str, Tensor] = field(repr=False)
@@ -79,7 +82,7 @@ class PatientDataset:
 
     Raises:
         SiteDataError: FH-DATA-010 a patient has more records than the contract allows, FH-DATA-030 a table
-            has another width, FH-DATA-031 a label is not in the contract.
+            has another width, FH-DATA-031 a label is not in the contract, FH-DATA-060 a target is missing or wrong.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class PatientDataset:
         self._contract = contract
         self._patients = tuple(patients)
         self._rows_of = _rows_by_patient(self._patients, contract)
-        self._labels = _label_indices(self._patients, contract)
+        self._labels = label_tensor(self._patients, contract)
         self._tables: dict[str, Tensor] = {}
         self._missing: dict[str, Tensor] = {}
         self._present: dict[str, Tensor] = {}
@@ -103,6 +106,7 @@ class PatientDataset:
             flags = [volume.name in patient.volumes for patient in self._patients]
             self._present[volume.name] = torch.tensor(flags, dtype=torch.bool)
         self._volumes = _VolumeMemory(memory_limit_bytes)
+        self._masks = _VolumeMemory(memory_limit_bytes)
         self._volume_rows = torch.arange(len(self._patients))
         self._embedded: dict[str, Tensor] = {}
 
@@ -114,8 +118,17 @@ class PatientDataset:
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64 label indices of all records, in order."""
-        return self._labels
+        """Labels of all records, in order, as in `Batch`; masks are read for it.
+
+        Raises:
+            SiteDataError: a mask cannot be read.
+        """
+        return self._labels_of(torch.arange(len(self)))
+
+    @property
+    def strata(self) -> Tensor:
+        """(N,) int64: groups that resamples and folds keep together in their shares (code, event, or all 0)."""
+        return strata_of(self._labels, self._contract.target)
 
     @property
     def num_patients(self) -> int:
@@ -159,7 +172,7 @@ class PatientDataset:
             missing={name: values[rows] for name, values in self._missing.items()},
             volumes={v.name: self._volumes_of(v, rows) for v in self._contract.volumes},
             present={m.name: self._present[m.name][rows] for m in self._contract.modalities},
-            labels=self._labels[rows],
+            labels=self._labels_of(rows),
         )
 
     def take(self, indices: Sequence[int] | NDArray[np.integer] | Tensor) -> "PatientDataset":
@@ -224,6 +237,18 @@ class PatientDataset:
         self._missing[table.name] = torch.from_numpy(missing)
         self._present[table.name] = torch.from_numpy(present)
 
+    def _labels_of(self, rows: Tensor) -> Tensor:
+        target = self._contract.target
+        if not isinstance(target, MaskLabel):
+            return self._labels[rows]
+        stack = torch.zeros((len(rows), *target.grid.shape), dtype=torch.uint8)
+        for position, row in enumerate(rows.tolist()):
+            mask = self._patients[row].target
+            if mask is not None and not isinstance(mask, np.ndarray):
+                key = (target.name, int(self._volume_rows[row]))
+                stack[position] = self._masks.get(key, partial(mask_indices, mask, target))
+        return stack
+
     def _volumes_of(self, modality: VolumeModality, rows: Tensor) -> Tensor:
         if modality.name in self._embedded:
             return self._embedded[modality.name][rows]
@@ -247,10 +272,12 @@ class _VolumeMemory:
         self._used_bytes = 0
         self._kept: dict[tuple[str, int], Tensor] = {}
 
-    def get(self, key: tuple[str, int], load: Callable[[], NDArray[np.float32]]) -> Tensor:
+    def get(
+        self, key: tuple[str, int], load: Callable[[], NDArray[np.float32] | NDArray[np.uint8]]
+    ) -> Tensor:
         if key in self._kept:
             return self._kept[key]
-        volume = torch.from_numpy(np.array(load(), dtype=np.float32))
+        volume = torch.from_numpy(np.array(load()))
         size = volume.numel() * volume.element_size()
         if self._used_bytes + size <= self._limit_bytes:
             self._kept[key] = volume
@@ -280,19 +307,6 @@ def _checked_row(values: NDArray[np.float64], encoder: TableEncoder) -> NDArray[
     row = np.asarray(values, dtype=np.float64)
     encoder.encode(row)  # refuses a row of another width before numpy broadcasts it
     return row
-
-
-def _label_indices(patients: Sequence[Patient], contract: DataContract) -> Tensor:
-    index_of = {code: index for index, code in enumerate(contract.label_codes)}
-    unknown = sum(patient.label not in index_of for patient in patients)
-    if unknown:
-        raise SiteDataError(
-            "FH-DATA-031",
-            f"{unknown} patients carry a label that is not in the data contract.",
-            why=f"The contract's codes are {list(contract.label_codes)}.",
-            fix="Map the labels to the contract's codes in the site package.",
-        )
-    return torch.tensor([index_of[patient.label] for patient in patients], dtype=torch.int64)
 
 
 def _take(tensors: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

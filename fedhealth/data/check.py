@@ -11,9 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedhealth.contracts.cohort import Cohort, Patient
-from fedhealth.contracts.data import SplitName, TableModality, VolumeModality
+from fedhealth.contracts.data import (
+    MaskLabel,
+    MultiLabel,
+    SplitName,
+    TableModality,
+    VolumeModality,
+)
 from fedhealth.data.columns import FIRST_DATA_ROW, check_column
 from fedhealth.data.split import split_patients
+from fedhealth.data.targets import count_by_label, mask_indices, refuse_wrong_targets
 from fedhealth.errors import SiteDataError
 
 _MEAN_TOLERANCE = 1e-3
@@ -23,13 +30,16 @@ _STD_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideSummary:
-    """One side of the split: patients, by label code, with a record that lacks each modality, or that has it.
+    """One side of the split: patients, by label, with a record that lacks each modality, or that has it.
+
+    By label is by code, by label that is 1, by event seen or censored, or the number of masks (see
+    `targets.count_by_label`).
 
     A patient with several records counts once in each number that one of its records belongs to.
     """
 
     num_patients: int = field(repr=False)
-    per_label: Mapping[int, int] = field(repr=False)
+    per_label: Mapping[int | str, int] = field(repr=False)
     lacking: Mapping[str, int] = field(repr=False)
     having: Mapping[str, int] = field(repr=False)
 
@@ -80,12 +90,13 @@ def check_cohort(cohort: Cohort) -> CohortSummary:
     Raises:
         SiteDataError: FH-DATA-008, 010, 011, 014 to 018 and 040 as the reader does, 020 to 027 from volumes,
             FH-DATA-032 a modality that the contract does not have, FH-DATA-033 a volume off the grid or not
-            z-scored, FH-DATA-030 a table of another width.
+            z-scored, FH-DATA-030 a table of another width, FH-DATA-060 to 063 from targets and masks.
     """
     check_records(cohort)
     for modality in cohort.contract.volumes:
         for patient in cohort.patients:
             _check_volume(patient, modality)
+    _check_masks(cohort)
     return summarise(cohort)
 
 
@@ -100,9 +111,11 @@ def check_records(cohort: Cohort) -> None:
         )
     split_patients(cohort)
     _check_modalities(cohort)
-    codes = cohort.contract.label_codes
+    codes, target = cohort.contract.label_codes, cohort.contract.target
+    if target is not None:
+        refuse_wrong_targets(cohort.patients, target)
     unknown = sum(patient.label not in codes for patient in cohort.patients)
-    if unknown:
+    if target is None and unknown:
         raise SiteDataError(
             "FH-DATA-011",
             f"{unknown} patients carry a label outside the codes.",
@@ -187,6 +200,14 @@ def _check_volume(patient: Patient, modality: VolumeModality) -> None:
         )
 
 
+def _check_masks(cohort: Cohort) -> None:
+    target = cohort.contract.target
+    if isinstance(target, MaskLabel):
+        for patient in cohort.patients:
+            if patient.target is not None and not isinstance(patient.target, np.ndarray):
+                mask_indices(patient.target, target)
+
+
 def _is_z_scored(voxels: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
     return (
         abs(float(voxels.mean())) < _MEAN_TOLERANCE
@@ -205,10 +226,7 @@ def _summarise_side(patients: Sequence[Patient], cohort: Cohort) -> SideSummary:
     }
     return SideSummary(
         num_patients=_count(patients),
-        per_label={
-            code: _count(p for p in patients if p.label == code)
-            for code in cohort.contract.label_codes
-        },
+        per_label=count_by_label(patients, cohort.contract, _count),
         lacking=lacking,
         having=having,
     )
@@ -223,7 +241,9 @@ def _warnings(sides: Mapping[SplitName, SideSummary], cohort: Cohort) -> list[st
     for name, side in sides.items():
         if side.num_patients == 0:
             found.append(f"The {name} side holds no patient.")
-        elif sum(count > 0 for count in side.per_label.values()) == 1:
+        elif not isinstance(cohort.contract.target, MaskLabel | MultiLabel) and (
+            sum(count > 0 for count in side.per_label.values()) == 1
+        ):
             found.append(f"All patients of the {name} side have the same label.")
     for modality in cohort.contract.modalities:
         lacking = sum(side.lacking[modality.name] for side in sides.values())

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedhealth.contracts.data import DataContract, TableModality
+from fedhealth.contracts.data import Column, DataContract, SurvivalLabel, TableModality
 from fedhealth.data.columns import FIRST_DATA_ROW, Mask, check_column, describe_rows
 from fedhealth.errors import SiteDataError
 
@@ -37,13 +37,15 @@ class CohortTable:
 
     Attributes:
         patient_ids: N pseudonyms, each at most `records_per_patient` times.
-        labels: (N,) int64 codes of the contract.
+        labels: (N,) int64 codes of the contract; zeros where its `target` says that the label is something else.
+        targets: (N, L) float64 of the contract's `label_columns` in that case, of width 0 for masks and codes.
         tables: modality name -> (N, C) float64, NaN where missing.
         rows: N spreadsheet row numbers.
     """
 
     patient_ids: tuple[str, ...] = field(repr=False)
     labels: NDArray[np.int64] = field(repr=False)
+    targets: NDArray[np.float64] = field(repr=False)
     tables: dict[str, NDArray[np.float64]] = field(repr=False)
     rows: tuple[int, ...] = field(repr=False)
 
@@ -66,9 +68,15 @@ def read_cohort_csv(path: Path, contract: DataContract) -> CohortTable:
     frame = _parse(_read_text(path), contract)
     rows = tuple(range(FIRST_DATA_ROW, FIRST_DATA_ROW + len(frame)))
     patient_ids = _patient_ids(frame[contract.patient_id_column], contract, rows)
-    labels = _labels(frame[contract.label_column], contract, rows)
+    labels, targets = np.zeros(len(frame), dtype=np.int64), np.zeros((len(frame), 0))
+    if contract.target is None:
+        labels = _labels(frame[contract.label_column], contract, rows)
+    elif contract.label_columns:
+        targets = _targets(frame, contract, rows)
     tables = {table.name: _table(frame, table, rows) for table in contract.tables}
-    return CohortTable(patient_ids=patient_ids, labels=labels, tables=tables, rows=rows)
+    return CohortTable(
+        patient_ids=patient_ids, labels=labels, targets=targets, tables=tables, rows=rows
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -112,7 +120,7 @@ def _parse(text: str, contract: DataContract) -> pd.DataFrame:
 
 def _wanted(contract: DataContract) -> list[str]:
     columns = [column.name for table in contract.tables for column in table.columns]
-    return [contract.patient_id_column, contract.label_column, *columns]
+    return [contract.patient_id_column, *contract.label_columns, *columns]
 
 
 def _check_header(header: list[str], contract: DataContract) -> None:
@@ -202,6 +210,29 @@ def _labels(
             fix="Map the labels to these codes; leave patients without a label out of the cohort.",
         )
     return values.astype(np.int64)
+
+
+def _targets(
+    frame: pd.DataFrame, contract: DataContract, rows: Sequence[int]
+) -> NDArray[np.float64]:
+    """(N, L) float64 of the label columns, each checked like a required column. Raises FH-DATA-012 to 017."""
+    found = []
+    for name in contract.label_columns:
+        column = Column(name=name, dtype="category", codes=(0, 1), required=True)
+        target = contract.target
+        if isinstance(target, SurvivalLabel) and name == target.time_column:
+            column = Column(
+                name=name,
+                dtype="float",
+                unit=target.unit,
+                minimum=0.0,
+                maximum=target.maximum,
+                required=True,
+            )
+        values = _numbers(frame[name], name, rows)
+        check_column(column, values, rows)
+        found.append(values)
+    return np.column_stack(found)
 
 
 def _table(frame: pd.DataFrame, table: TableModality, rows: Sequence[int]) -> NDArray[np.float64]:

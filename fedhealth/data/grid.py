@@ -54,6 +54,26 @@ def to_grid(voxels: Volume, affine: Affine, modality: VolumeModality, *, where: 
     return _z_score(voxels, where)
 
 
+def to_label_grid(
+    voxels: Volume, affine: Affine, modality: VolumeModality, *, where: str
+) -> NDArray[np.uint8]:
+    """Reorient, resample to the nearest voxel, pad with 0 or crop: codes stay codes, where `to_grid` puts the image.
+
+    Args:
+        voxels: (i, j, k) float32 whole numbers of 0 to 255, any shape.
+        affine: (4, 4), voxel indices to RAS+ millimetres.
+        modality: the target grid.
+        where: which volume this is, for messages.
+
+    Raises:
+        SiteDataError: as `check_field_of_view`.
+    """
+    check_field_of_view(voxels.shape, affine, modality, where=where)
+    if not _is_on_grid(voxels.shape, affine, modality):
+        voxels = _resample(voxels, affine, modality, is_label=True)
+    return np.rint(voxels).astype(np.uint8)
+
+
 def check_field_of_view(
     shape: tuple[int, ...], affine: Affine, modality: VolumeModality, *, where: str
 ) -> None:
@@ -108,7 +128,9 @@ def _is_on_grid(shape: tuple[int, ...], affine: Affine, modality: VolumeModality
     )
 
 
-def _resample(voxels: Volume, affine: Affine, modality: VolumeModality) -> Volume:
+def _resample(
+    voxels: Volume, affine: Affine, modality: VolumeModality, *, is_label: bool = False
+) -> Volume:
     """Orientation, antialiasing, spacing, shape. Oblique axes stay oblique: only their order and sign change.
 
     MONAI is imported here: volumes that are on the grid already never pay for it.
@@ -120,7 +142,7 @@ def _resample(voxels: Volume, affine: Affine, modality: VolumeModality) -> Volum
     from monai.transforms.intensity.array import GaussianSmooth
     from monai.transforms.spatial.array import Orientation, Spacing
 
-    background = float(voxels.min())
+    background = 0.0 if is_label else float(voxels.min())
     source = MetaTensor(torch.from_numpy(voxels[None]), affine=torch.from_numpy(affine))
     oriented = Orientation(axcodes=modality.orientation, labels=_AXIS_LABELS)(source)
     own_spacing = _along(_spacing_mm(affine), _axis_codes(affine), modality.orientation)
@@ -128,10 +150,11 @@ def _resample(voxels: Volume, affine: Affine, modality: VolumeModality) -> Volum
     ratio = spacing / own_spacing
     # A Gaussian as wide as the new voxel, less the old one: without it, small structures alias.
     sigma = np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)) / _FWHM_PER_SIGMA
+    mode = "nearest" if is_label else "bilinear"
     steps = Compose(
         [
-            GaussianSmooth(sigma=sigma.tolist()),
-            Spacing(pixdim=spacing.tolist(), mode="bilinear", padding_mode="border"),
+            *([] if is_label else [GaussianSmooth(sigma=sigma.tolist())]),
+            Spacing(pixdim=spacing.tolist(), mode=mode, padding_mode="border"),
             ResizeWithPadOrCrop(modality.shape, mode="constant", value=background),
         ]
     )

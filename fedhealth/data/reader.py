@@ -6,6 +6,8 @@ modality:
 * ``cohort.csv``: patient id, label and all table columns; an empty cell is a missing value.
 * ``t1/<patient id>.nii.gz``: one volume a patient (or ``.nii``); no file: the patient lacks the
 modality.
+* ``lesion/<patient id>.nii.gz``: the label volume of a patient, where the study predicts a mask of that
+name. Every patient has one.
 
 Where the contract allows several records of a patient, those rows share the patient's volumes; a site package of
 its own can give every record its own scan.
@@ -20,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhealth.contracts.cohort import Cohort, LazyVolume, Patient
-from fedhealth.contracts.data import DataContract, VolumeModality
+from fedhealth.contracts.cohort import Cohort, LazyMask, LazyVolume, Patient
+from fedhealth.contracts.data import DataContract, MaskLabel
 from fedhealth.data.cohort_csv import CohortTable, read_cohort_csv
 from fedhealth.data.columns import describe_rows
+from fedhealth.data.masks import NiftiMask
 from fedhealth.data.volume_cache import VolumeCache
 from fedhealth.data.volumes import NiftiVolume
 from fedhealth.errors import SiteDataError
@@ -46,7 +49,7 @@ def read_folder_cohort(folder: Path, contract: DataContract, cache_dir: Path) ->
 
     Raises:
         SiteDataError: FH-DATA-001 to 017 (table), 018 (a patient without any modality), 020 to 023,
-            026 and 027 (volumes).
+            026 and 027 (volumes), 060 and 062 (masks).
     """
     table = read_cohort_csv(folder / COHORT_FILE, contract)
     cache = VolumeCache(cache_dir / "volumes")
@@ -54,7 +57,11 @@ def read_folder_cohort(folder: Path, contract: DataContract, cache_dir: Path) ->
         _volumes_of(folder, contract, cache, patient_id, row)
         for patient_id, row in zip(table.patient_ids, table.rows, strict=True)
     ]
-    patients = [_patient(table, index, volumes[index]) for index in range(len(volumes))]
+    masks = _masks_of(folder, contract, table)
+    patients = [
+        _patient(table, index, volumes[index], masks[index] if masks else None)
+        for index in range(len(volumes))
+    ]
     _refuse_empty_patients(patients, table)
     return Cohort(
         contract=contract,
@@ -62,7 +69,9 @@ def read_folder_cohort(folder: Path, contract: DataContract, cache_dir: Path) ->
     )
 
 
-def _patient(table: CohortTable, index: int, volumes: dict[str, LazyVolume]) -> Patient:
+def _patient(
+    table: CohortTable, index: int, volumes: dict[str, LazyVolume], mask: LazyMask | None
+) -> Patient:
     tables = {}
     for name, block in table.tables.items():
         values = block[index].copy()
@@ -74,6 +83,7 @@ def _patient(table: CohortTable, index: int, volumes: dict[str, LazyVolume]) -> 
         label=int(table.labels[index]),
         tables=tables,
         volumes=volumes,
+        target=table.targets[index].copy() if table.targets.shape[1] else mask,
     )
 
 
@@ -82,7 +92,7 @@ def _volumes_of(
 ) -> dict[str, LazyVolume]:
     volumes: dict[str, LazyVolume] = {}
     for modality in contract.volumes:
-        path = _volume_path(folder / modality.name, patient_id, modality, row)
+        path = _volume_path(folder / modality.name, patient_id, row)
         if path is not None:
             volume = NiftiVolume(path, modality, cache, row=row)
             volume.check_header()
@@ -90,7 +100,30 @@ def _volumes_of(
     return volumes
 
 
-def _volume_path(folder: Path, patient_id: str, modality: VolumeModality, row: int) -> Path | None:
+def _masks_of(folder: Path, contract: DataContract, table: CohortTable) -> list[LazyMask]:
+    label = contract.target
+    if not isinstance(label, MaskLabel):
+        return []
+    records = list(zip(table.patient_ids, table.rows, strict=True))
+    paths = [_volume_path(folder / label.name, patient_id, row) for patient_id, row in records]
+    missing = np.array([path is None for path in paths])
+    if missing.any():
+        raise SiteDataError(
+            "FH-DATA-060",
+            f"cohort.csv has {describe_rows(missing, table.rows)} without a {label.name} mask.",
+            why="Every patient of the cohort needs what is predicted; an empty mask says that there is nothing.",
+            fix="Add the files, or leave these patients out of the cohort.",
+        )
+    masks: list[LazyMask] = []
+    for (patient_id, row), path in zip(records, paths, strict=True):
+        if path is not None:
+            mask = NiftiMask(path, label, row=row)
+            mask.check_header(_volume_path(folder / label.grid.name, patient_id, row))
+            masks.append(mask)
+    return masks
+
+
+def _volume_path(folder: Path, patient_id: str, row: int) -> Path | None:
     """`patient_id` keeps `cohort_csv.PATIENT_ID`, so the path cannot leave the folder."""
     found = [
         path for suffix in VOLUME_SUFFIXES if (path := folder / f"{patient_id}{suffix}").exists()
@@ -98,7 +131,7 @@ def _volume_path(folder: Path, patient_id: str, modality: VolumeModality, row: i
     if len(found) > 1:
         raise SiteDataError(
             "FH-DATA-026",
-            f"there are two files for the {modality.name} volume of row {row}.",
+            f"there are two files for the {folder.name} volume of row {row}.",
             why="It is not clear which one is meant.",
             fix="Keep either the .nii.gz or the .nii file.",
         )

@@ -58,6 +58,23 @@ def seeded_model(
     return model
 
 
+def check_output_fits(task: Task, model: nn.Module) -> None:
+    """Refuse a task of voxels with a model of patients, and the other way round.
+
+    Raises:
+        ConfigError: FH-MODEL-020 the two do not fit.
+    """
+    wants, gives = (getattr(task, "wants_voxels", False), getattr(model, "gives_voxels", False))
+    if wants != gives:
+        raise ConfigError(
+            "FH-MODEL-020",
+            f"the task needs an output for each {'voxel' if wants else 'patient'}, and the model gives one for "
+            f"each {'voxel' if gives else 'patient'}.",
+            why="A mask is predicted voxel by voxel, everything else patient by patient.",
+            fix="Name model unet with task segmentation, and another model with any other task.",
+        )
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose state cannot travel as named float32 parameters.
 

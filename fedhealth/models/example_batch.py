@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedhealth.contracts.data import DataContract
+from fedhealth.contracts.data import DataContract, MaskLabel, MultiLabel, SurvivalLabel
 from fedhealth.data.batch import Batch
 from fedhealth.data.tables import table_encoders
 
@@ -21,14 +21,19 @@ def random_batch(contract: DataContract, count: int, *, seed: int = 0) -> Batch:
         missing={t.name: torch.zeros(0, encoders[t.name].num_columns) for t in contract.tables},
         volumes={v.name: torch.zeros(0, 1, *v.shape) for v in contract.volumes},
         present={m.name: torch.zeros(0, dtype=torch.bool) for m in contract.modalities},
-        labels=torch.zeros(0, dtype=torch.int64),
+        labels=_no_labels(contract),
     )
     batch = random_batch_like(empty, count, seed=seed)
+    if contract.target is not None:
+        return batch
     return replace(batch, labels=torch.arange(count) % len(contract.label_codes))
 
 
 def random_batch_like(batch: Batch, count: int, *, seed: int = 0) -> Batch:
-    """As `random_batch`, with the widths and grids of a batch, of which no value is read; labels 0 and 1."""
+    """As `random_batch`, with the widths and grids of a batch, of which no value is read; labels 0 and 1.
+
+    Where labels are time and event, times are in [0, 1] and the first event is 0, the second 1, and so on.
+    """
     generator = torch.Generator().manual_seed(seed)
     tables = {
         name: torch.rand(count, *values.shape[1:], generator=generator) * 2 - 1
@@ -43,8 +48,30 @@ def random_batch_like(batch: Batch, count: int, *, seed: int = 0) -> Batch:
         missing={name: torch.zeros(count, *v.shape[1:]) for name, v in batch.missing.items()},
         volumes=volumes,
         present={name: torch.ones(count, dtype=torch.bool) for name in batch.present},
-        labels=torch.arange(count) % 2,
+        labels=_labels_like(batch.labels, count, generator),
     )
+
+
+def _labels_like(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    alternating = torch.arange(count) % 2
+    if labels.is_floating_point():
+        return torch.stack([torch.rand(count, generator=generator), alternating.float()], dim=1)
+    numbers = torch.arange(labels.shape[1:].numel()) % 2
+    return (
+        (alternating[:, None] + numbers).remainder(2).reshape(count, *labels.shape[1:]).to(labels)
+    )
+
+
+def _no_labels(contract: DataContract) -> Tensor:
+    match contract.target:
+        case None:
+            return torch.zeros(0, dtype=torch.int64)
+        case MultiLabel(columns=columns):
+            return torch.zeros(0, len(columns), dtype=torch.int64)
+        case SurvivalLabel():
+            return torch.zeros(0, 2)
+        case MaskLabel(grid=grid):
+            return torch.zeros(0, *grid.shape, dtype=torch.uint8)
 
 
 def without(batch: Batch, name: str, rows: Tensor | None = None) -> Batch:

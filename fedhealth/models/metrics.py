@@ -83,6 +83,21 @@ def calibration_error(
     return float(sum(gaps) / labels.size)
 
 
+def resampled_auc(
+    probabilities: Probabilities, labels: Labels, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(R,) AUC with each patient counted `weights` (R, N) times; NaN where only one class is left."""
+    cases, controls = probabilities[labels == 1], probabilities[labels == 0]
+    wins = (cases[:, None] > controls) + 0.5 * (cases[:, None] == controls)
+    case_weights, control_weights = weights[:, labels == 1], weights[:, labels == 0]
+    won = np.einsum("rj,rj->r", case_weights @ wins, control_weights)
+    num_pairs = case_weights.sum(axis=1) * control_weights.sum(axis=1)
+    areas: NDArray[np.float64] = np.divide(
+        won, num_pairs, out=np.full(won.shape, np.nan), where=num_pairs > 0
+    )
+    return areas
+
+
 def auc_interval(
     probabilities: Probabilities,
     labels: Labels,

@@ -5,7 +5,7 @@ on itself. Local training knows models and tasks by these protocols only.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from fedhealth.config.base import OptionValue
 from fedhealth.contracts.data import DataContract
 from fedhealth.data.batch import Batch
+
+Predictions = NDArray[np.floating[Any]]
+"""One row a record, in the task's own shape; (N,) for binary tasks."""
 
 
 @runtime_checkable
@@ -36,7 +39,10 @@ class FederatedModel(Protocol):
     head_prefixes: tuple[str, ...]
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits (B, num_outputs) float32. Row i depends on patient i only."""
+        """Logits (B, num_outputs) float32; (B, num_outputs, D, H, W) if the model has `gives_voxels = True`.
+
+        Row i depends on patient i only.
+        """
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -59,7 +65,11 @@ class ModelBuilder(Protocol):
 
 
 class Task(Protocol):
-    """What is learnt: loss, outputs and metrics. The entry point object of group ``fedhealth.tasks`` is a class."""
+    """What is learnt: loss, outputs and metrics. The entry point object of group ``fedhealth.tasks`` is a class.
+
+    Besides these a task is a `BinaryTask` or a `ShapedTask`, which says what its predictions look like. Labels are
+    those of `fedhealth.data.batch.Batch`.
+    """
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
         """Raises ConfigError: the contract's label does not fit, or an option is wrong."""
@@ -67,21 +77,59 @@ class Task(Protocol):
 
     @property
     def num_outputs(self) -> int:
-        """Logits a patient."""
+        """Logits a patient, or a voxel."""
         ...
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss, a scalar, of logits (B, num_outputs) float32 and label indices (B,) int64."""
+        """Mean loss, a scalar, of logits (B, num_outputs, ...) float32 and the batch's labels (B, ...)."""
         ...
 
-    def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
+    def metrics(self, predictions: Predictions, labels: NDArray[Any], /) -> dict[str, float]:
+        """Metrics of N patients, by the names of `contracts.metrics`; an undefined one is left out."""
+        ...
+
+
+@runtime_checkable
+class BinaryTask(Task, Protocol):
+    """A task whose prediction is one probability, and whose labels are 0 and 1."""
+
+    def probabilities(self, logits: Tensor) -> Predictions:
         """(N,) probability of label index 1, from logits (N, num_outputs)."""
         ...
 
-    def metrics(
-        self, probabilities: NDArray[np.float64], labels: NDArray[np.int64]
-    ) -> dict[str, float]:
-        """Metrics of N patients, by the names of `contracts.metrics`; an undefined one is left out."""
+
+@runtime_checkable
+class ShapedTask(Task, Protocol):
+    """A task whose predictions have a shape of its own.
+
+    Attributes:
+        primary_metric: name of the metric that models are compared by first; higher is better.
+    """
+
+    primary_metric: str
+
+    def predictions(self, logits: Tensor) -> Predictions:
+        """(N, ...) floating point on the CPU, what the task predicts; not finite where the logits are not."""
+        ...
+
+    def record_values(
+        self, predictions: Predictions, labels: NDArray[Any], /
+    ) -> dict[str, NDArray[np.float64]]:
+        """Metrics that are means over records: (N,) float64 each, finite, whose mean is the metric.
+
+        Predictions that are not finite count as wrong with certainty. These are what noise can cover, and what a
+        resample weighs.
+        """
+        ...
+
+    def resampled_metric(
+        self,
+        predictions: Predictions,
+        labels: NDArray[Any],
+        weights: NDArray[np.float64],
+        /,
+    ) -> NDArray[np.float64]:
+        """(R,) `primary_metric` with each record counted `weights` (R, N) times; NaN where undefined."""
         ...
 
 

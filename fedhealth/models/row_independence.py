@@ -17,6 +17,7 @@ from fedhealth.contracts.data import DataContract
 from fedhealth.data.batch import Batch
 from fedhealth.errors import PrivacyError
 from fedhealth.models.example_batch import random_batch
+from fedhealth.models.protocol import Task
 
 NUM_PATIENTS = 4
 _TOLERANCE = 1e-3
@@ -45,6 +46,21 @@ def check_rows_are_independent(model: nn.Module, contract: DataContract) -> None
         mixing = _first_mixing_layer(model, batch)
     if mixing is not None:
         raise _mixes(mixing, "whose output for a patient depends on the others of the batch")
+
+
+def check_loss_is_a_mean(task: Task) -> None:
+    """Refuse a task whose loss compares the patients of a batch (attribute `rows_interact = True`).
+
+    Raises:
+        PrivacyError: FH-PRIVACY-058 the loss is no mean of one number a patient.
+    """
+    if getattr(task, "rows_interact", False):
+        raise PrivacyError(
+            "FH-PRIVACY-058",
+            "the task's loss compares each patient with the others of the batch.",
+            why="One patient then changes the gradients of others, and clipping one gradient bounds nothing.",
+            fix="Use task survival_discrete_time, whose loss is a mean over patients, or no patient-level privacy.",
+        )
 
 
 @contextmanager

@@ -26,7 +26,20 @@ Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,10}){1,3}([-+.a-z
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
-MetricName = Literal["auc", "accuracy", "log_loss", "brier", "calibration_error", "train_loss"]
+MetricName = Literal[
+    "auc",
+    "accuracy",
+    "log_loss",
+    "brier",
+    "calibration_error",
+    "train_loss",
+    "macro_auc",
+    "balanced_accuracy",
+    "subset_accuracy",
+    "c_index",
+    "integrated_brier",
+    "dice",
+]
 Metrics = dict[MetricName, float]
 
 

@@ -113,6 +113,12 @@ METRIC: Final[dict[str, tuple[str, str]]] = {
     "brier": ("Brier score", "lower is better"),
     "calibration_error": ("Calibration error", "lower is better"),
     "train_loss": ("Training loss", "lower is better"),
+    "macro_auc": ("AUC, mean over classes", "higher is better"),
+    "balanced_accuracy": ("Accuracy, mean over classes", "higher is better"),
+    "subset_accuracy": ("All labels right", "higher is better"),
+    "c_index": ("Concordance index", "higher is better"),
+    "integrated_brier": ("Integrated Brier score", "lower is better"),
+    "dice": ("Dice overlap", "higher is better"),
 }
 
 PERSONALISATION: Final[dict[str, str]] = {

@@ -119,8 +119,8 @@ def _privacy(config: SiteConfig, study: Study) -> list[str]:
     return []
 
 
-def _labels(per_label: dict[int, int]) -> str:
-    return ", ".join(f"{code}: {count}" for code, count in sorted(per_label.items()))
+def _labels(per_label: dict[int | str, int]) -> str:
+    return ", ".join(f"{label}: {count}" for label, count in per_label.items())
 
 
 def _missing(sides: list[dict[str, int]]) -> list[list[object]]:

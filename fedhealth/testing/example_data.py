@@ -6,8 +6,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
-from fedhealth.contracts.data import Column, DataContract, VolumeModality
+from fedhealth.contracts.data import (
+    Column,
+    DataContract,
+    MaskLabel,
+    MultiLabel,
+    SurvivalLabel,
+    VolumeModality,
+)
 from fedhealth.data.reader import COHORT_FILE
 
 _LACKS = 0.2
@@ -34,31 +42,64 @@ def write_example_folder(
     columns = [column for table in contract.tables for column in table.columns]
     names = [
         contract.patient_id_column,
-        contract.label_column,
+        *contract.label_columns,
         *(column.name for column in columns),
     ]
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(names)
     for number, patient_id in enumerate(ids):
-        label = contract.label_codes[number % len(contract.label_codes)]
+        labels = _label_cells(rng, contract, number)
         cells = [_cell(rng, column, may_lack=number > 0) for column in columns]
-        writer.writerow([patient_id, label, *cells])
+        writer.writerow([patient_id, *labels, *cells])
         _write_volumes(folder, contract, patient_id, rng, may_lack=bool(columns) and any(cells))
+        if isinstance(contract.target, MaskLabel):
+            write_mask(folder / contract.target.name / f"{patient_id}.nii.gz", contract.target, rng)
     (folder / COHORT_FILE).write_text(buffer.getvalue(), encoding="utf-8", newline="")
     return ids
 
 
 def write_volume(path: Path, modality: VolumeModality, rng: np.random.Generator) -> None:
     """One random volume on the modality's grid, int16, as `.nii.gz` or `.nii`."""
+    _write_on_grid(path, rng.integers(0, 1000, size=modality.shape).astype(np.int16), modality)
+
+
+def write_mask(path: Path, label: MaskLabel, rng: np.random.Generator) -> None:
+    """One mask on its grid: background, and a box of every other code at a random place; uint8."""
+    voxels = np.zeros(label.grid.shape, dtype=np.uint8)
+    for code in label.codes[1:]:
+        starts = [int(rng.integers(0, max(1, side - side // 3))) for side in label.grid.shape]
+        box = tuple(
+            slice(start, start + max(1, side // 3))
+            for start, side in zip(starts, label.grid.shape, strict=True)
+        )
+        voxels[box] = code
+    _write_on_grid(path, voxels, label.grid)
+
+
+def _write_on_grid(
+    path: Path, voxels: NDArray[np.int16] | NDArray[np.uint8], modality: VolumeModality
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    voxels = rng.integers(0, 1000, size=modality.shape).astype(np.int16)
     start = nib.orientations.axcodes2ornt(modality.orientation)  # type: ignore[no-untyped-call] # nibabel
     affine = np.zeros((4, 4))
     for axis, (world, sign) in enumerate(start):
         affine[int(world), axis] = sign * modality.spacing_mm[axis]
     affine[3, 3] = 1.0
     nib.Nifti1Image(voxels, affine).to_filename(path)  # type: ignore[no-untyped-call] # nibabel
+
+
+def _label_cells(rng: np.random.Generator, contract: DataContract, number: int) -> list[str]:
+    """Every code, every label on and off, events and censored times in turn; nothing for masks."""
+    match contract.target:
+        case None:
+            return [str(contract.label_codes[number % len(contract.label_codes)])]
+        case MultiLabel(columns=columns):
+            return [str((number + position) % 2) for position in range(len(columns))]
+        case SurvivalLabel(maximum=maximum):
+            return [f"{rng.uniform(0, maximum):.4f}", str(number % 2)]
+        case MaskLabel():
+            return []
 
 
 def _write_volumes(

@@ -28,9 +28,18 @@ from typing import ClassVar, NoReturn
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from fedhealth.contracts.cohort import Cohort, SitePackage
-from fedhealth.contracts.data import Column, DataContract, SplitName, TableModality
+from fedhealth.contracts.cohort import Cohort, LazyMask, SitePackage
+from fedhealth.contracts.data import (
+    Column,
+    DataContract,
+    MaskLabel,
+    MultiLabel,
+    SplitName,
+    SurvivalLabel,
+    TableModality,
+)
 from fedhealth.data.check import check_cohort
 from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError, SiteDataError
@@ -156,8 +165,7 @@ class SiteContract:
         self, data_dir: Path, cache_dir: Path
     ) -> None:
         ids = [patient.patient_id for patient in self.load(data_dir, cache_dir).patients]
-        other = replace(self.contract(), label_codes=(998, 999))
-        self.assert_refused(data_dir, cache_dir, other, ids)
+        self.assert_refused(data_dir, cache_dir, with_other_labels(self.contract()), ids)
 
     def test_a_column_that_the_site_does_not_have_is_refused_without_naming_a_patient(
         self, data_dir: Path, cache_dir: Path
@@ -185,18 +193,44 @@ class SiteContract:
         assert not any(patient_id in text for patient_id in patient_ids)
 
 
+def with_other_labels(contract: DataContract) -> DataContract:
+    """The contract with a label that no site keeps: other codes, one more column, a shorter time, another mask."""
+    match contract.target:
+        case None:
+            return replace(contract, label_codes=(998, 999))
+        case MultiLabel() as label:
+            columns = (*label.columns, "no_site_has_this_label")
+            return replace(contract, target=replace(label, columns=columns))
+        case SurvivalLabel() as label:
+            return replace(contract, target=replace(label, maximum=1e-9))
+        case MaskLabel() as label:
+            return replace(contract, target=replace(label, name="no_site_has_this_mask"))
+
+
 def assert_same_cohort(first: Cohort, second: Cohort) -> None:
     """Same patients in the same order, same values, same voxels, same fixed split."""
     assert first.fixed_split == second.fixed_split
     assert len(first.patients) == len(second.patients)
     for one, other in zip(first.patients, second.patients, strict=True):
         assert (one.patient_id, one.label) == (other.patient_id, other.label)
+        assert_same_target(one.target, other.target)
         assert one.tables.keys() == other.tables.keys()
         assert one.volumes.keys() == other.volumes.keys()
         for name, values in one.tables.items():
             assert np.array_equal(values, other.tables[name], equal_nan=True)
         for name, volume in one.volumes.items():
             assert np.array_equal(volume.load(), other.volumes[name].load())
+
+
+def assert_same_target(
+    one: NDArray[np.float64] | LazyMask | None, other: NDArray[np.float64] | LazyMask | None
+) -> None:
+    """Same numbers, or masks of the same voxels."""
+    values = [
+        target if target is None or isinstance(target, np.ndarray) else target.load()
+        for target in (one, other)
+    ]
+    assert np.array_equal(np.asarray(values[0]), np.asarray(values[1]))
 
 
 def read_all_volumes(cohort: Cohort) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:

@@ -4,12 +4,15 @@ Called by `evaluation`, `tuned_alone` and `site evaluate`. Nothing of it leaves 
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhealth.data.batch import PatientDataset
-from fedhealth.models.metrics import SMALLEST_PROBABILITY, auc, auc_interval
+from fedhealth.models.judgement import primary_metric, record_values, resampled_metric
+from fedhealth.models.metrics import auc_interval
+from fedhealth.models.protocol import Predictions, ShapedTask, Task
 from fedhealth.training.learner import Learner
 
 NUM_BOOTSTRAP_RESAMPLES = 2000
@@ -21,24 +24,35 @@ class HeldOutScores:
     """A model's predictions for the test records of one site, in the cohort's order.
 
     Attributes:
-        probabilities: (N,) float64 of label 1.
-        labels: (N,) int64 of 0 and 1.
+        probabilities: (N,) float64 of label 1; for other than binary tasks (N, ...), what the task predicts.
+        labels: (N,) int64 of 0 and 1, or (N, ...) as the task's.
         owners: (N,) int64, whose record it is: 0 .. number of patients - 1.
         metrics: the task's metrics of them.
+        task: what judges them; None stands for a binary task.
+        strata: (N,) int64, within which patients are resampled; None: the labels.
     """
 
-    probabilities: NDArray[np.float64] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
+    probabilities: Predictions = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
     owners: NDArray[np.int64] = field(repr=False)
     metrics: dict[str, float] = field(repr=False)
+    task: Task | None = field(default=None, repr=False)
+    strata: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    @property
+    def primary_metric(self) -> str:
+        """Name of the metric that models are compared by first."""
+        return primary_metric(self.task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestResult:
     """Metrics on a site's test patients; None where undefined (AUC with one class, all with no patient).
 
-    `auc_low` and `auc_high` are a 95 % bootstrap interval over patients. The calibration error is not debiased:
-    a perfectly calibrated model shows about 0.05 with 300 patients, and more with fewer.
+    `value` is that of the task's first metric, whose name is `metric`, with a 95 % bootstrap interval over patients;
+    `auc`, `auc_low` and `auc_high` are the same where that metric is the AUC. `metrics` holds all of them. The
+    calibration error is not debiased: a perfectly calibrated model shows about 0.05 with 300 patients, and more with
+    fewer.
     """
 
     __test__ = False  # not a pytest class, whatever its name looks like
@@ -50,6 +64,11 @@ class TestResult:
     log_loss: float | None = None
     brier: float | None = None
     calibration_error: float | None = None
+    metric: str = "auc"
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,44 +82,76 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Two models on the same test patients; None where a metric is undefined."""
+    """Two models on the same test patients; None where a metric is undefined or not the task's.
+
+    `primary` is the difference in the task's first metric, whose name is `metric`; `auc` is the same for a binary
+    task.
+    """
 
     num_patients: int
     auc: Difference | None = None
     log_loss: Difference | None = None
+    metric: str = "auc"
+    primary: Difference | None = None
 
 
 def scores_on(learner: Learner, dataset: PatientDataset, *, batch_size: int) -> HeldOutScores:
     """Predict and judge. Raises as `Learner.predict`."""
-    probabilities = learner.predict(dataset, batch_size=batch_size)
+    predictions = learner.predict(dataset, batch_size=batch_size)
     labels = dataset.labels.numpy()
     rows, owner_of_row = dataset.records_of(range(dataset.num_patients))
-    owners = np.empty(labels.size, dtype=np.int64)
+    owners = np.empty(len(dataset), dtype=np.int64)
     owners[rows.numpy()] = owner_of_row.numpy()
     return HeldOutScores(
-        probabilities=probabilities,
+        probabilities=predictions,
         labels=labels,
         owners=owners,
-        metrics=learner.task.metrics(probabilities, labels) if labels.size else {},
+        metrics=learner.task.metrics(predictions, labels) if len(dataset) else {},
+        task=learner.task,
+        strata=dataset.strata.numpy(),
     )
 
 
 def result_of(scores: HeldOutScores, *, seed: int) -> TestResult:
     """The table row of these predictions; `seed` is the bootstrap's."""
-    if scores.labels.size == 0:
-        return TestResult(num_patients=0)
-    low, high = auc_interval(
-        scores.probabilities, scores.labels, num_resamples=NUM_BOOTSTRAP_RESAMPLES, seed=seed
-    ) or (None, None)
+    metric = scores.primary_metric
+    if scores.owners.size == 0:
+        return TestResult(num_patients=0, metric=metric)
+    low, high = _interval(scores, seed) or (None, None)
+    value = scores.metrics.get(metric)
+    is_auc = metric == "auc"
     return TestResult(
         num_patients=num_patients(scores),
-        auc=scores.metrics.get("auc"),
-        auc_low=low,
-        auc_high=high,
+        auc=value if is_auc else None,
+        auc_low=low if is_auc else None,
+        auc_high=high if is_auc else None,
         log_loss=scores.metrics.get("log_loss"),
         brier=scores.metrics.get("brier"),
         calibration_error=scores.metrics.get("calibration_error"),
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        metrics=dict(scores.metrics),
     )
+
+
+def _interval(scores: HeldOutScores, seed: int) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the task's first metric; None where it is undefined."""
+    if not isinstance(scores.task, ShapedTask):
+        return auc_interval(
+            np.asarray(scores.probabilities, dtype=np.float64),
+            scores.labels,
+            num_resamples=NUM_BOOTSTRAP_RESAMPLES,
+            seed=seed,
+        )
+    weights = _bootstrap_weights(scores, NUM_BOOTSTRAP_RESAMPLES, seed)
+    values = resampled_metric(scores.task, scores.probabilities, scores.labels, weights)
+    values = values[np.isfinite(values)]
+    if scores.metrics.get(scores.primary_metric) is None or values.size == 0:
+        return None
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def paired_difference(
@@ -110,11 +161,11 @@ def paired_difference(
     seed: int,
     num_resamples: int = NUM_BOOTSTRAP_RESAMPLES,
 ) -> PairedDifference:
-    """`one` minus `other` in AUC and log loss, percentile bootstrap over patients within each class.
+    """`one` minus `other` in the task's first metric and log loss, percentile bootstrap over patients within strata.
 
-    Both models are judged on the same resampled patients, so what makes a patient hard for both cancels. Within
-    classes (of a patient's first record), because a resample of a small site may hold one class only, where the
-    AUC does not exist. All records of a patient are drawn together.
+    Both models are judged on the same resampled patients, so what makes a patient hard for both cancels. Strata are
+    classes, or seen and censored events (of a patient's first record; masks have none): a resample of a small site
+    may else hold one class only, where the AUC does not exist. All records of a patient are drawn together.
 
     Raises:
         ValueError: the two were not judged on the same patients.
@@ -122,14 +173,16 @@ def paired_difference(
     same = np.array_equal(one.labels, other.labels) and np.array_equal(one.owners, other.owners)
     if not same:
         raise ValueError("paired scores are of the same records in the same order")
-    if one.labels.size == 0:
-        return PairedDifference(num_patients=0)
+    if one.owners.size == 0:
+        return PairedDifference(num_patients=0, metric=one.primary_metric)
     weights = _bootstrap_weights(one, num_resamples, seed)
-    losses = _losses(one) - _losses(other)
+    primary = _primary_difference(one, other, weights)
     return PairedDifference(
         num_patients=num_patients(one),
-        auc=_auc_difference(one, other, weights),
-        log_loss=_difference(float(losses.mean()), weights @ losses / weights.sum(axis=1)),
+        auc=primary if one.primary_metric == "auc" else None,
+        log_loss=_log_loss_difference(one, other, weights),
+        metric=one.primary_metric,
+        primary=primary,
     )
 
 
@@ -143,39 +196,41 @@ def _bootstrap_weights(scores: HeldOutScores, num_resamples: int, seed: int) -> 
     rng = np.random.Generator(np.random.PCG64(seed))
     _, first_rows, owners = np.unique(scores.owners, return_index=True, return_inverse=True)
     weights = np.zeros((num_resamples, first_rows.size))
-    for label in (0, 1):
-        (patients,) = np.nonzero(scores.labels[first_rows] == label)
-        if patients.size:
-            chances = np.full(patients.size, 1 / patients.size)
-            weights[:, patients] = rng.multinomial(patients.size, chances, num_resamples)
+    strata = (scores.labels if scores.strata is None else scores.strata)[first_rows]
+    for stratum in np.unique(strata):
+        (patients,) = np.nonzero(strata == stratum)
+        chances = np.full(patients.size, 1 / patients.size)
+        weights[:, patients] = rng.multinomial(patients.size, chances, num_resamples)
     return weights[:, owners]
 
 
-def _auc_difference(
+def _primary_difference(
     one: HeldOutScores, other: HeldOutScores, weights: NDArray[np.float64]
 ) -> Difference | None:
-    areas = [auc(scores.probabilities, scores.labels) for scores in (one, other)]
-    if areas[0] is None or areas[1] is None:
+    everybody = np.ones((1, one.owners.size))
+    values, resampled = (_resampled(one, w) - _resampled(other, w) for w in (everybody, weights))
+    # A resample may be without a pair to compare; those that have one count.
+    resampled = resampled[np.isfinite(resampled)]
+    if not np.isfinite(values[0]) or resampled.size == 0:
         return None
-    case_weights, control_weights = (weights[:, one.labels == label] for label in (1, 0))
-    won = np.einsum("rj,rj->r", case_weights @ (_wins(one) - _wins(other)), control_weights)
-    num_pairs = case_weights.sum(axis=1) * control_weights.sum(axis=1)
-    # Only patients whose records differ in label can leave a resample without a pair.
-    return _difference(areas[0] - areas[1], won[num_pairs > 0] / num_pairs[num_pairs > 0])
+    return _difference(float(values[0]), resampled)
 
 
-def _wins(scores: HeldOutScores) -> NDArray[np.float64]:
-    """(cases, controls): 1 where the case ranks above the control, half for a tie."""
-    cases = scores.probabilities[scores.labels == 1][:, None]
-    controls = scores.probabilities[scores.labels == 0]
-    wins: NDArray[np.float64] = (cases > controls) + 0.5 * (cases == controls)
-    return wins
+def _resampled(scores: HeldOutScores, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    return resampled_metric(scores.task, scores.probabilities, scores.labels, weights)
 
 
-def _losses(scores: HeldOutScores) -> NDArray[np.float64]:
-    """(N,) negative log likelihoods in nats, kept finite as `metrics.log_loss` does."""
-    kept = np.clip(scores.probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    return np.where(scores.labels == 1, -np.log(kept), -np.log1p(-kept))
+def _log_loss_difference(
+    one: HeldOutScores, other: HeldOutScores, weights: NDArray[np.float64]
+) -> Difference | None:
+    """None where the task has no log loss, as with Cox's model and masks."""
+    losses = [
+        record_values(s.task, s.probabilities, s.labels).get("log_loss") for s in (one, other)
+    ]
+    if losses[0] is None or losses[1] is None:
+        return None
+    gaps = losses[0] - losses[1]
+    return _difference(float(gaps.mean()), weights @ gaps / weights.sum(axis=1))
 
 
 def _difference(value: float, resampled: NDArray[np.float64]) -> Difference:

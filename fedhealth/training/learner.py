@@ -11,7 +11,15 @@ from torch import nn
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import PatientDataset
 from fedhealth.errors import ConfigError, TrainingError
-from fedhealth.models.build import build_model, build_task, is_private, trainable_parameters
+from fedhealth.models.build import (
+    build_model,
+    build_task,
+    check_output_fits,
+    is_private,
+    trainable_parameters,
+)
+from fedhealth.models.judgement import predictions_of
+from fedhealth.models.protocol import Predictions
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -40,6 +48,7 @@ class Learner:
         self.model: nn.Module = build_model(
             study, self.contract, num_outputs=self.task.num_outputs
         ).to(self.device)
+        check_output_fits(self.task, self.model)
         prefixes: tuple[str, ...] = ()
         if run.personalisation == "private_head":
             prefixes = getattr(self.model, "head_prefixes", ())
@@ -55,32 +64,33 @@ class Learner:
                 fix="Set personalisation to none, or correct the model's head_prefixes.",
             )
 
-    def predict(self, dataset: PatientDataset, *, batch_size: int) -> NDArray[np.float64]:
-        """(N,) probabilities of label 1.
+    def predict(self, dataset: PatientDataset, *, batch_size: int) -> Predictions:
+        """(N, ...) what the task predicts: (N,) probabilities of label 1 for a binary one.
 
         Raises:
             TrainingError: FH-TRAIN-004 the model's output is not finite.
             SiteDataError: a volume cannot be read.
         """
-        probabilities = self.predict_unchecked(dataset, batch_size=batch_size)
-        if not np.isfinite(probabilities).all():
+        predictions = self.predict_unchecked(dataset, batch_size=batch_size)
+        if not np.isfinite(predictions).all():
             raise non_finite("the model's output")
-        return probabilities
+        return predictions
 
-    def predict_unchecked(self, dataset: PatientDataset, *, batch_size: int) -> NDArray[np.float64]:
-        """(N,) probabilities of label 1, NaN where the model's output is not finite.
+    def predict_unchecked(self, dataset: PatientDataset, *, batch_size: int) -> Predictions:
+        """As `predict`, not finite where the model's output is not.
 
         Raises:
             SiteDataError: a volume cannot be read.
         """
         self.model.eval()
-        parts = [np.empty(0)]
+        parts: list[Predictions] = []
         with torch.inference_mode():
             for start in range(0, len(dataset), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(dataset)))
                 logits = self.model(dataset.batch(rows).to(self.device))
-                parts.append(self.task.probabilities(logits))
-        return np.concatenate(parts)
+                parts.append(predictions_of(self.task, logits))
+        nobody = torch.zeros(0, self.task.num_outputs)
+        return np.concatenate(parts or [predictions_of(self.task, nobody)])
 
 
 def choose_device(name: str) -> torch.device:

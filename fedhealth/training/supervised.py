@@ -31,7 +31,7 @@ from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError, PrivacyError, TrainingError
 from fedhealth.models.build import modality_prefixes
 from fedhealth.models.options import parse_options
-from fedhealth.models.row_independence import check_rows_are_independent
+from fedhealth.models.row_independence import check_loss_is_a_mean, check_rows_are_independent
 from fedhealth.models.seeds import derive_seed
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.randomness import Randomness
@@ -71,11 +71,13 @@ class SupervisedTraining:
 
         Raises:
             ConfigError: model, task, options or training method of the study are wrong.
-            PrivacyError: FH-PRIVACY-056 the study protects patients and the model mixes them.
+            PrivacyError: FH-PRIVACY-056 the study protects patients and the model mixes them, FH-PRIVACY-058 the
+                task does.
         """
         supervised_options(study)
         learner = Learner(study, run)
         if protects_patients(study):
+            check_loss_is_a_mean(learner.task)
             check_rows_are_independent(learner.model, learner.contract)
         return dump(learner.shared)
 
@@ -94,7 +96,8 @@ class SupervisedTraining:
 
         Raises:
             ConfigError: FH-TRAIN-003 the spec is not this model's; or as `Learner`.
-            PrivacyError: FH-PRIVACY-056 the study protects patients and the model mixes them.
+            PrivacyError: FH-PRIVACY-056 the study protects patients and the model mixes them, FH-PRIVACY-058 the
+                task does.
             SiteDataError: the cohort does not keep the data contract.
         """
         return SupervisedSession(study, run, spec, site)
@@ -110,6 +113,7 @@ class SupervisedSession:
         self._batch_size = options.evaluation_batch_size
         self._learner = Learner(study, run, device=site.device)
         if protects_patients(study):
+            check_loss_is_a_mean(self._learner.task)
             check_rows_are_independent(self._learner.model, self._learner.contract)
         self._spec = spec_of(self._learner.shared)
         _check_spec(spec, self._spec)
@@ -144,11 +148,15 @@ class SupervisedSession:
             TrainingError: FH-TRAIN-004 the model's output is not finite.
         """
         self._load(vector, self._head)
-        probabilities = self._learner.predict(self._validation, batch_size=self._batch_size)
-        return self._learner.task.metrics(probabilities, self._validation.labels.numpy())
+        if len(self._validation) == 0:
+            return {}
+        predictions = self._learner.predict(self._validation, batch_size=self._batch_size)
+        return self._learner.task.metrics(predictions, self._validation.labels.numpy())
 
     def patient_metrics(self, vector: Vector) -> dict[str, NDArray[np.float64]]:
-        """Accuracy, Brier score and log loss of each validation patient, (n,) each, finite; never released as such.
+        """Metrics of each validation patient that noise can cover, (n,) each, finite; never released as such.
+
+        Accuracy, Brier score and log loss for a binary task; see `ShapedTask.record_values`.
 
         Several records of a patient give their mean. An output that is not finite counts as wrong with certainty:
         an error would tell the server that such a patient is there.

@@ -20,7 +20,8 @@ from fedhealth.contracts.local_training import SiteContext
 from fedhealth.data.batch import PatientDataset
 from fedhealth.data.split import split_patients
 from fedhealth.errors import TrainingError
-from fedhealth.models.metrics import log_loss
+from fedhealth.models.judgement import primary_metric, record_values
+from fedhealth.models.protocol import Predictions, Task
 from fedhealth.models.seeds import derive_seed
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.held_out import HeldOutScores, scores_on
@@ -63,7 +64,7 @@ class TunedAlone:
         scores: test patients, judged once.
         setting: the grid's winner.
         log_losses: cross-validated log loss of each setting of `GRID`, in its order; infinite where the
-            training diverged.
+            training diverged. For a task without log loss, 1 minus its first metric.
     """
 
     scores: HeldOutScores
@@ -125,7 +126,7 @@ class _Trainer:
         learning_rate: float,
         num_stages: int,
         judged: PatientDataset | None = None,
-    ) -> list[NDArray[np.float64]]:
+    ) -> list[Predictions]:
         """Train; the predictions for `judged` patients after each stage, fewer where it diverged."""
         load(self.learner.shared, self._first)
         config = self._training.model_copy(
@@ -160,6 +161,9 @@ class _Trainer:
 def cross_validate(trainer: _Trainer, dataset: PatientDataset) -> list[float]:
     """Log loss of every setting of `GRID`, each patient predicted by a model that did not see them.
 
+    A task without log loss is judged by 1 minus its first metric, the mean over records or, where it is no such
+    mean (the concordance of Cox's model), over folds.
+
     Raises:
         TrainingError: FH-TRAIN-040 fewer than two patients, FH-TRAIN-041 every setting diverged.
     """
@@ -187,11 +191,12 @@ def cross_validate(trainer: _Trainer, dataset: PatientDataset) -> list[float]:
 def patient_folds(dataset: PatientDataset, num_folds: int, *, seed: int) -> list[NDArray[np.int64]]:
     """Rows of each fold, all records of a patient in one; never more folds than patients.
 
-    Numbers of patients, and of those whose first record has label 1, differ by one at most between folds.
+    Numbers of patients, and of those whose first record has label 1, differ by one at most between folds; events
+    stand for labels where the label is a time, and nothing does for masks.
     """
-    labels = dataset.labels.numpy()
+    strata = dataset.strata.numpy()
     first_labels = np.array(
-        [labels[int(dataset.records_of([p])[0][0])] for p in range(dataset.num_patients)]
+        [strata[int(dataset.records_of([p])[0][0])] for p in range(dataset.num_patients)]
     )
     rng = np.random.Generator(np.random.PCG64(seed))
     mixed = rng.permutation(first_labels.size)
@@ -205,15 +210,29 @@ def patient_folds(dataset: PatientDataset, num_folds: int, *, seed: int) -> list
 def _log_losses(
     trainer: _Trainer, dataset: PatientDataset, folds: Sequence[NDArray[np.int64]], rate: float
 ) -> list[float]:
-    """Log loss after each stage with one learning rate, over all folds' patients together."""
-    labels = dataset.labels.numpy()
-    predicted = np.full((NUM_STAGES, labels.size), np.nan)
+    """Loss after each stage with one learning rate, over all folds' patients together."""
+    losses = np.full((NUM_STAGES, len(dataset)), np.inf)
     for fold in folds:
-        rest = np.setdiff1d(np.arange(labels.size), fold)
-        stages = trainer.train(dataset.take(rest), rate, NUM_STAGES, judged=dataset.take(fold))
-        for stage, values in enumerate(stages):
-            predicted[stage, fold] = values
-    return [log_loss(row, labels) if np.isfinite(row).all() else float("inf") for row in predicted]
+        rest, judged = np.setdiff1d(np.arange(len(dataset)), fold), dataset.take(fold)
+        stages = trainer.train(dataset.take(rest), rate, NUM_STAGES, judged=judged)
+        for stage, predictions in enumerate(stages):
+            losses[stage, fold] = _losses(trainer.learner.task, predictions, judged)
+    # A fold whose metric is undefined says nothing of a setting, and the same nothing of all.
+    told = ~np.isnan(losses).any(axis=0)
+    return [float(row[told].mean()) if told.any() else float("inf") for row in losses]
+
+
+def _losses(task: Task, predictions: Predictions, judged: PatientDataset) -> NDArray[np.float64]:
+    """(N,) log losses, or 1 minus the task's first metric; NaN where that is undefined."""
+    labels = judged.labels.numpy()
+    values = record_values(task, predictions, labels)
+    if "log_loss" in values:
+        return values["log_loss"]
+    metric = primary_metric(task)
+    if metric in values:
+        return 1.0 - values[metric]
+    found = task.metrics(predictions, labels).get(metric, float("nan"))
+    return np.full(len(judged), 1.0 - found)
 
 
 def _never() -> bool:

@@ -15,7 +15,13 @@ from fedhealth.privacy.accounting.plan import SitePlan
 LOG_LOSS_BOUND: Final = 3.0
 """Nats; public. A patient whose true class got less than 5 % counts as if it had got 5 %."""
 METRIC_BOUNDS: Final[Mapping[str, float]] = MappingProxyType(
-    {"accuracy": 1.0, "brier": 1.0, "log_loss": LOG_LOSS_BOUND}
+    {
+        "accuracy": 1.0,
+        "brier": 1.0,
+        "log_loss": LOG_LOSS_BOUND,
+        "subset_accuracy": 1.0,
+        "dice": 1.0,
+    }
 )
 """Metrics that are means of one bounded number per patient, and that bound. AUC and calibration error are not such
 means, and `train_loss` is taken from training patients while they are trained on."""
