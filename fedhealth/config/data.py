@@ -130,7 +130,12 @@ class LabelConfig(ConfigModel):
     @model_validator(mode="after")
     def _keys_of_the_kind(self) -> Self:
         own = _LABEL_KEYS[self.kind]
-        strange = sorted(self.model_fields_set - {"kind", *own})
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        strange = sorted(
+            name
+            for name in self.model_fields_set - {"kind", *own}
+            if getattr(self, name) != defaults[name]
+        )
         if strange:
             raise ValueError(f"label kind {self.kind} has no {', '.join(strange)}; it has {own}")
         if len(set(self.codes)) != len(self.codes):

@@ -201,7 +201,7 @@ def test_the_study_file_says_which_kind() -> None:
     ("label", "said"),
     [
         ({"kind": "multi_label"}, "needs columns"),
-        ({"kind": "multi_label", "columns": ["a"], "codes": [0, 1]}, "has no codes"),
+        ({"kind": "multi_label", "columns": ["a"], "codes": [0, 2]}, "has no codes"),
         ({"kind": "multi_label", "columns": ["age"]}, "column names repeat"),
         ({"kind": "survival", "maximum": 3}, "needs unit and maximum"),
         ({"kind": "mask"}, "needs grid"),
