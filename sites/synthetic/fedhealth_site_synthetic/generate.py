@@ -107,7 +107,10 @@ def make_patient(options: SyntheticOptions, hospital: Hospital, number: int) -> 
     chance = 1.0 / (1.0 + np.exp(-disease_logit(burden, risk, hospital.bias)))
     label = int(rng.random() < chance)
     record = draw_record(rng, float(risk), hospital.habits)
-    has_image = bool(rng.random() >= hospital.image_missing_rate) and options.imaging
+    is_imaged = bool(rng.random() >= hospital.image_missing_rate)
+    has_image = (is_imaged or not options.records) and options.imaging
+    if not options.records:
+        record = dict.fromkeys(record)
     image = render_volume(rng, float(burden), options.size, hospital.scanner) if has_image else None
     return GeneratedPatient(
         patient_id=f"s{options.site_index}-{number:05d}",

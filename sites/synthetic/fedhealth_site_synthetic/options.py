@@ -16,6 +16,9 @@ class SyntheticOptions(ConfigModel):
     size: Literal[16, 32, 64] = Field(32, description="Voxels a side of the 240 mm field of view.")
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same files.")
     imaging: bool = Field(True, description="false: a hospital without any image.")
+    records: bool = Field(
+        True, description="false: a hospital without any health record; every patient has an image."
+    )
     flipped_marker: bool = Field(
         False, description="true: marker_5 has the opposite sign here (concept shift)."
     )
@@ -24,4 +27,6 @@ class SyntheticOptions(ConfigModel):
     def _index_within(self) -> Self:
         if self.site_index >= self.num_sites:
             raise ValueError("site_index is 0 .. num_sites - 1")
+        if not (self.imaging or self.records):
+            raise ValueError("imaging and records are both false: patients would have nothing")
         return self

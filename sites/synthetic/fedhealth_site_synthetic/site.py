@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fedhealth.contracts.cohort import Cohort
 from fedhealth.contracts.data import DataContract
 from fedhealth.data.reader import COHORT_FILE, read_folder_cohort
@@ -56,7 +58,7 @@ class SyntheticSite:
                     fix="Give the site package `synthetic` an empty data_dir.",
                 )
             return False
-        if path.read_text(encoding="utf-8") != self._marker():
+        if not self._is_ours(path.read_text(encoding="utf-8")):
             raise SiteDataError(
                 "FH-DATA-051",
                 "the data folder holds a cohort that was generated with other options.",
@@ -64,6 +66,13 @@ class SyntheticSite:
                 fix="Put the old options back, or empty the data folder.",
             )
         return (self._data_dir / COHORT_FILE).exists()
+
+    def _is_ours(self, marker: str) -> bool:
+        """Whether a folder was filled with these options; one of an older version has fewer of them."""
+        try:
+            return SyntheticOptions.model_validate_json(marker) == self._options
+        except ValidationError:
+            return False
 
     def _fill(self) -> None:
         try:

@@ -145,6 +145,31 @@ def test_a_hospital_without_imaging_writes_no_volume(tmp_path: Path) -> None:
     assert sorted(files(tmp_path)) == ["cohort.csv"]
 
 
+def test_a_hospital_without_records_has_an_image_of_everybody(
+    tmp_path: Path, synthetic_contract: DataContract
+) -> None:
+    cohort = site(tmp_path / "data", records=False, num_patients=30).load_cohort(synthetic_contract)
+    assert all(not patient.tables and set(patient.volumes) == {"t1"} for patient in cohort.patients)
+    with_records = site(tmp_path / "other", num_patients=30).load_cohort(synthetic_contract)
+    assert [p.label for p in cohort.patients] == [p.label for p in with_records.patients]
+
+
+def test_a_hospital_has_images_or_records() -> None:
+    with pytest.raises(ValueError, match="patients would have nothing"):
+        SyntheticOptions(imaging=False, records=False)
+
+
+def test_a_folder_of_an_older_version_is_known_by_its_options(
+    tmp_path: Path, synthetic_contract: DataContract
+) -> None:
+    site(tmp_path / "data").load_cohort(synthetic_contract)
+    marker = tmp_path / "data" / "generated.json"
+    written = json.loads(marker.read_text())
+    del written["records"]
+    marker.write_text(json.dumps(written))
+    site(tmp_path / "data").load_cohort(synthetic_contract)
+
+
 def site(folder: Path, **options: object) -> SyntheticSite:
     options = {"size": 16, "num_patients": 5, **options}
     return SyntheticSite(data_dir=folder, options=options, cache_dir=folder.parent / "cache")
