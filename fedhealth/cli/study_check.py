@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedhealth import plugins
 from fedhealth.cli.masking_findings import masking_findings
 from fedhealth.cli.privacy_findings import privacy_findings
 from fedhealth.config.check import Finding, check_study, in_order
@@ -16,6 +17,7 @@ def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
     findings = [
         *check_study(study, build=build),
         *_strategies(study),
+        *_control_variates(study),
         *privacy_findings(study),
         *masking_findings(study),
         *(_weights(study) if build else ()),
@@ -63,3 +65,20 @@ def _weights(study: Study) -> Iterator[Finding]:
             f"name: {weights.title or 'not said'}; licence: {weights.licence or 'not said'}."
         )
         yield Finding(level="note", code="FH-CONFIG-037", text=text)
+
+
+def _control_variates(study: Study) -> Iterator[Finding]:
+    """A method that does not know them would average zeros for ever, and call that scaffold."""
+    runs = [run.name for run in study.runs if run.control_variates]
+    if not runs:
+        return
+    try:
+        method = plugins.load("fedhealth.training", study.training.name)
+    except FedHealthError:  # `check_study` has said so, or it needs what is not installed here
+        return
+    if not getattr(method, "supports_control_variates", False):
+        text = (
+            f"runs.{runs[0]}.control_variates: training method {study.training.name!r} does not know control variates. "
+            "Use `supervised`, or another strategy than scaffold."
+        )
+        yield Finding(level="error", code="FH-TRAIN-051", text=text)

@@ -103,6 +103,10 @@ class RunPlan(ConfigModel):
         "none",
         description="private_head: the model's head is trained at each site and never leaves it.",
     )
+    control_variates: bool = Field(
+        False,
+        description="For strategy scaffold, which needs it: a control variate travels beside each tensor, both ways.",
+    )
 
 
 class ReleaseConfig(ConfigModel):
@@ -213,6 +217,36 @@ class Study(ConfigModel):
         if any(run.personalisation != "none" for run in self.runs):
             raise ValueError(
                 "distributed_privacy of unit patient cannot protect a private head: no noise of others covers it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _control_variates_fit(self) -> Self:
+        runs = [run for run in self.runs if run.control_variates]
+        if not runs:
+            return self
+        optimizer = self.training.optimizer
+        if (optimizer.name, optimizer.momentum) != ("sgd", 0.0):
+            raise ValueError(
+                "runs.control_variates needs training.optimizer sgd without momentum: a control variate is how far "
+                "plain steps went, over the learning rate"
+            )
+        if self.averages_by_modality:
+            raise ValueError(
+                "runs.control_variates does not go with federation.average_encoders_over sites_with_modality: an "
+                "encoder that some sites leave alone has no control variate of all"
+            )
+        if any(run.personalisation not in {"none", "private_head"} for run in runs):
+            raise ValueError(
+                "runs.control_variates goes with personalisation none or private_head only: other methods take steps "
+                "that the control variate would count as the shared model's"
+            )
+        masks = self.secure_aggregation
+        noise = None if masks is None else masks.distributed_privacy
+        if noise is not None and noise.unit == "patient":
+            raise ValueError(
+                "runs.control_variates does not go with distributed_privacy of unit patient: one global step a round "
+                "does not drift"
             )
         return self
 

@@ -27,7 +27,8 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     Raises:
         ConfigError: FH-CONFIG-010 to 012 not installed, FH-STRATEGY-012 not a Flower strategy,
             FH-STRATEGY-013 unknown option, FH-STRATEGY-014 wrong value, FH-STRATEGY-015 the run's
-            personalisation is not the strategy's, FH-STRATEGY-018 a required option is missing; whatever the
+            personalisation is not the strategy's, FH-STRATEGY-019 its control variates are not,
+            FH-STRATEGY-018 a required option is missing; whatever the
             strategy's own `check_run` raises; FH-STRATEGY-062 the wrapper of secure aggregation.
     """
     name = run.strategy.name
@@ -52,6 +53,7 @@ def make_strategy(run: RunPlan, *, min_cohort: int) -> Strategy:
     _check_complete(kind, name, defaults | options)
     strategy = _construct(kind, name, defaults | options)
     _check_personalisation(strategy, run)
+    _check_control_variates(strategy, run)
     check_run = getattr(strategy, "check_run", None)
     if check_run is not None:
         check_run(num_rounds=run.num_rounds, min_cohort=min_cohort)
@@ -185,4 +187,17 @@ def _check_personalisation(strategy: Strategy, run: RunPlan) -> None:
             f"strategy {run.strategy.name!r} is for `personalisation: {wanted}`, "
             f"run {run.name!r} says `{run.personalisation}`.",
             fix=f"Set `personalisation: {wanted}` on the run, or choose another strategy.",
+        )
+
+
+def _check_control_variates(strategy: Strategy, run: RunPlan) -> None:
+    """A strategy that does not know them would average them like weights, which is not SCAFFOLD."""
+    wanted = bool(getattr(strategy, "control_variates", False))
+    if wanted != run.control_variates:
+        raise ConfigError(
+            "FH-STRATEGY-019",
+            f"strategy {run.strategy.name!r} {'needs' if wanted else 'does not know'} control variates, and run "
+            f"{run.name!r} says `control_variates: {str(run.control_variates).lower()}`.",
+            why="The server's step and the sites' steps belong together.",
+            fix=f"Set `control_variates: {str(wanted).lower()}` on the run, or choose another strategy.",
         )

@@ -35,6 +35,13 @@ SPEC = TensorSpec.of(
         "fusion.bias": np.zeros((5,), dtype=np.float32),
     }
 )
+SPEC_WITH_CONTROLS = TensorSpec.of(
+    {
+        "encoder.weight": np.zeros((3, 3), dtype=np.float32),
+        "control.encoder.weight": np.zeros((3, 3), dtype=np.float32),
+    }
+)
+"""As long as `SPEC`: for a strategy that asks for a run with control variates."""
 COHORT = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
 SIZES = (120.0, 30.0, 7.0, 64.0)
 METRICS = {"train_loss": 0.5}
@@ -67,15 +74,20 @@ class StrategyContract:
     personalisation: ClassVar[Literal["none", "private_head"]] = "none"
     """The run's personalisation, for a strategy that asks for one."""
 
+    control_variates: ClassVar[bool] = False
+    """Whether the run has control variates, for a strategy that asks for them."""
+
     def aggregator(self) -> StrategyAggregator:
         """A new aggregator, as the server builds it."""
+        spec = SPEC_WITH_CONTROLS if self.control_variates else SPEC
         run = RunPlan(
             name="contract",
             num_rounds=4,
             strategy=PluginChoice(name=self.strategy, options=self.options),
             personalisation=self.personalisation,
+            control_variates=self.control_variates,
         )
-        made = build_aggregator(run, SPEC, min_cohort=2)
+        made = build_aggregator(run, spec, min_cohort=2)
         if self.adds_noise:
             made.strategy.randomness_of_round = _seeded  # type: ignore[attr-defined]  # of noisy strategies
         return made
@@ -182,6 +194,7 @@ class StrategyContract:
             num_rounds=1,
             strategy=PluginChoice(name=self.strategy, options={"no_such_option": 1}),
             personalisation=self.personalisation,
+            control_variates=self.control_variates,
         )
         with pytest.raises(ConfigError, match="no_such_option"):
             build_aggregator(run, SPEC, min_cohort=2)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedhealth.contracts.control_variates import model_part
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import RoundTask, SiteContext
 from fedhealth.contracts.tensors import TensorSpec
@@ -56,7 +57,8 @@ def scores_on_test(
     """
     torch.set_num_threads(site.num_threads)
     learner = Learner(study, run, device=site.device)
-    load(learner.shared, spec_of(learner.shared).unflatten(vector))
+    model = model_part(vector, has_controls=run.control_variates)
+    load(learner.shared, spec_of(learner.shared).unflatten(model))
     if learner.private:
         newest = head_store(site, run, learner).newest()
         if newest is None:
@@ -87,8 +89,8 @@ def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult
         TrainingError: FH-TRAIN-004 the training diverged, FH-TRAIN-005 there is no training patient.
         ConfigError, SiteDataError: as `SupervisedTraining.open_session`.
     """
-    # Without personalisation everything is in the vector; alone, private and shared are the same.
-    run = run.model_copy(update={"personalisation": "none"})
+    # Without personalisation everything is in the vector; alone, private and shared are the same, and nothing drifts.
+    run = run.model_copy(update={"personalisation": "none", "control_variates": False})
     cohort = site.load_cohort()
     site = replace(site, load_cohort=lambda: cohort)
     method = SupervisedTraining()

@@ -1,7 +1,7 @@
 """The optimiser steps of one local round. Called by `supervised`; reads like the list of a step's parts."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,12 +26,14 @@ class StepPlan:
         seed: of batch order and modality dropout.
         proximal_mu: strength of the FedProx term, 0 for none.
         is_cancelled: asked before every step.
+        corrections: added to the gradients of shared parameters, by name (SCAFFOLD's c - c_i); none, nothing.
     """
 
     config: "TrainingConfig"
     seed: int
     proximal_mu: float
     is_cancelled: Callable[[], bool]
+    corrections: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> float:
@@ -71,6 +73,7 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
                 raise non_finite("the training loss")
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            add_corrections(learner, plan.corrections)
             optimizer.step()
             loss_sum += loss.detach().cpu().double() * len(batch)
             num_seen += len(batch)
@@ -131,6 +134,16 @@ def add_proximal_gradient(learner: Learner, anchors: Mapping[str, Tensor], mu: f
         parameter = learner.shared[name]
         pull = (parameter.detach() - anchor).mul_(mu)
         parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+
+
+def add_corrections(learner: Learner, corrections: Mapping[str, Tensor]) -> None:
+    """Add each correction to its shared parameter's gradient, whether the batch gave it one or not."""
+    for name, correction in corrections.items():
+        parameter = learner.shared[name]
+        # A copy where there was no gradient: the next step must not add to the correction itself.
+        parameter.grad = (
+            correction.clone() if parameter.grad is None else parameter.grad.add_(correction)
+        )
 
 
 def stop_if(is_cancelled: Callable[[], bool]) -> None:

@@ -34,9 +34,11 @@ class HeadStore:
     Args:
         folder: private to the run; made when the first head is written.
         spec: names and shapes of the head's tensors.
+        holds: what is kept there, for messages.
     """
 
-    def __init__(self, folder: Path, spec: TensorSpec) -> None:
+    def __init__(self, folder: Path, spec: TensorSpec, *, holds: str = "private head") -> None:
+        self._holds = holds
         self._folder = folder
         self._spec = spec
 
@@ -87,7 +89,7 @@ class HeadStore:
         if TensorSpec.of({n: tensors[n] for n in self._spec.names() if n in tensors}) != self._spec:
             raise TrainingError(
                 "FH-TRAIN-006",
-                f"the private head in {path.name} is damaged or belongs to another model.",
+                f"the {self._holds} in {path.name} is damaged or belongs to another model.",
                 why="Going on with a new head would silently change the site's model.",
                 fix="Restore the site's state folder from a backup, or remove that file to go on from the "
                 "round before.",

@@ -28,6 +28,7 @@ from fedhealth.training.frozen_tensors import trained
 from fedhealth.training.learner import Learner, non_finite
 from fedhealth.training.local_steps import (
     StepPlan,
+    add_corrections,
     add_proximal_gradient,
     anchors_of,
     cuda_devices,
@@ -75,7 +76,8 @@ def run_private_steps(
     What is frozen (`frozen_tensors`) is not trained: it keeps the incoming, public values, and gets no noise.
 
     A private head goes through the same steps: a head trained without noise would depend on every patient in full,
-    and the gradients of the shared body with it. The proximal term is added after the noise: it knows no patient.
+    and the gradients of the shared body with it. The proximal term and corrections are added after the noise: they
+    know no patient but through earlier, noised steps.
 
     Args:
         learner: model, task and weights.
@@ -156,6 +158,7 @@ def _run_steps(
             check_all_noised(learner.model, parameters)
             gradient_sum.write_noised_mean(mechanism, randomness)
             add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            add_corrections(learner, plan.corrections)
             optimizer.step()
     if num_left_out:
         _log.warning(

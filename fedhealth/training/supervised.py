@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedhealth.config.base import ConfigModel
+from fedhealth.contracts.control_variates import model_part
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import (
     LocalUpdate,
@@ -35,6 +36,14 @@ from fedhealth.models.row_independence import check_loss_is_a_mean, check_rows_a
 from fedhealth.models.seeds import derive_seed
 from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.randomness import Randomness
+from fedhealth.training.control_variates import (
+    OwnControls,
+    control_store,
+    corrections,
+    finish,
+    tensors_of,
+    wishes_with_controls,
+)
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.frozen_tensors import frozen_tensors
 from fedhealth.training.learner import Learner, dump, load, spec_of
@@ -65,6 +74,7 @@ class SupervisedTraining:
 
     supports_patient_privacy = True
     supports_patient_gradients = True
+    supports_control_variates = True
 
     def initial_tensors(self, study: "Study", run: "RunPlan") -> dict[str, Vector]:
         """The shared parameters of round 1, by name: a pure function of study and run.
@@ -79,7 +89,7 @@ class SupervisedTraining:
         if protects_patients(study):
             check_loss_is_a_mean(learner.task)
             check_rows_are_independent(learner.model, learner.contract)
-        return dump(learner.shared)
+        return tensors_of(run, learner)
 
     def modality_prefixes(self, study: "Study", run: "RunPlan") -> Mapping[str, tuple[str, ...]]:
         """As the study's model says.
@@ -115,7 +125,8 @@ class SupervisedSession:
         if protects_patients(study):
             check_loss_is_a_mean(self._learner.task)
             check_rows_are_independent(self._learner.model, self._learner.contract)
-        self._spec = spec_of(self._learner.shared)
+        self._model_spec = spec_of(self._learner.shared)
+        self._spec = TensorSpec.of(tensors_of(run, self._learner))
         _check_spec(spec, self._spec)
         sides = split_patients(site.load_cohort())
         self._train, self._validation = (
@@ -131,6 +142,10 @@ class SupervisedSession:
         self._store = head_store(site, run, self._learner)
         newest = self._store.newest() if self._learner.private else None
         self._head_round, self._head = newest or (0, self._first_head)
+        self._controls = OwnControls(
+            control_store(site, run, self._learner), dump(self._learner.shared)
+        )
+        self._pending_controls: Tensors | None = None
         self._pending: Tensors | None = None
         self._gradients: ClippedGradients | None = None
         self._gradients_without: frozenset[str] = frozenset()
@@ -190,10 +205,14 @@ class SupervisedSession:
                 fix="Check the cohort and the study's split, or leave the federation.",
             )
         wishes = StrategyWishes.of(task.strategy_config)
-        self._pending = None
+        if self._run.control_variates and wishes != StrategyWishes():
+            raise wishes_with_controls()
+        self._pending = self._pending_controls = None
         self._use_head_before(task.round_number)
         self._load(vector, self._head)
         with frozen_tensors(self._learner.shared, task.frozen):
+            if self._run.control_variates:
+                return self._train_corrected(self._spec.unflatten(vector), task)
             update = self._train_what_is_not_frozen(task, wishes)
         outgoing = wishes.outgoing(
             self._spec.unflatten(vector),
@@ -203,13 +222,34 @@ class SupervisedSession:
         )
         return replace(update, tensors=outgoing)
 
+    def _train_corrected(self, incoming: Tensors, task: RoundTask) -> LocalUpdate:
+        """SCAFFOLD's round: corrected steps, then both halves of the update and the next control variate."""
+        own = self._controls.before(task.round_number)
+        update = self._train_what_is_not_frozen(
+            task, StrategyWishes(), corrections(self._learner, incoming, own)
+        )
+        done = finish(
+            incoming,
+            dict(update.tensors),
+            own,
+            learning_rate=self._study.training.optimizer.learning_rate,
+            num_steps=self._count_steps(task.mechanism),
+        )
+        self._pending_controls = done.own
+        return replace(update, tensors=done.outgoing)
+
     def _count_steps(self, mechanism: PatientMechanism | None) -> int:
         """Under privacy a public number, from the declared size."""
         if mechanism is not None:
             return mechanism.num_steps
         return count_steps(len(self._train), self._study.training)
 
-    def _train_what_is_not_frozen(self, task: RoundTask, wishes: StrategyWishes) -> LocalUpdate:
+    def _train_what_is_not_frozen(
+        self,
+        task: RoundTask,
+        wishes: StrategyWishes,
+        added: Mapping[str, torch.Tensor] | None = None,
+    ) -> LocalUpdate:
         plan = StepPlan(
             config=self._study.training,
             seed=derive_seed(
@@ -217,6 +257,7 @@ class SupervisedSession:
             ),
             proximal_mu=wishes.proximal_mu,
             is_cancelled=task.is_cancelled,
+            corrections=added or {},
         )
         if task.mechanism is not None:
             return self._train_privately(plan, task.mechanism, task.frozen)
@@ -264,14 +305,14 @@ class SupervisedSession:
         yield from flat_patient_gradients(
             self._learner,
             self._train,
-            self._spec,
+            self._model_spec,
             modality_dropout=self._study.training.modality_dropout,
             randomness=self._randomness,
             is_cancelled=is_cancelled,
         )
 
     def commit(self, round_number: int) -> None:
-        """Make the private head of the last `train` durable, as that of `round_number`.
+        """Make the private head and the control variate of the last `train` durable, as those of `round_number`.
 
         Raises:
             TrainingError: FH-TRAIN-008 nothing was trained since the last commit.
@@ -282,10 +323,12 @@ class SupervisedSession:
                 f"round {round_number} has no trained state to commit.",
                 why="Commit follows a training that was neither cancelled nor committed already.",
             )
+        if self._pending_controls is not None:
+            self._controls.save(round_number, self._pending_controls)
         if self._learner.private:
             self._store.save(round_number, self._pending)
             self._head_round, self._head = round_number, self._pending
-        self._pending = None
+        self._pending = self._pending_controls = None
 
     def _use_head_before(self, round_number: int) -> None:
         """Go back to an older head when this round, or one after it, was committed before."""
@@ -294,7 +337,8 @@ class SupervisedSession:
             self._head_round, self._head = older or (0, self._first_head)
 
     def _load(self, vector: Vector, head: Tensors) -> None:
-        load(self._learner.shared, self._spec.unflatten(vector))
+        model = model_part(vector, has_controls=self._run.control_variates)
+        load(self._learner.shared, self._model_spec.unflatten(model))
         load(self._learner.private, head)
 
 

@@ -96,6 +96,10 @@ class SecureAggregation(Strategy):
         """Before `aggregate_train`: how many sites the sum is about."""
         if self._noise is not None:
             self._untaken = replace(self._noise, num_replies=number)
+        note = getattr(self.inner, "note_sum_of", None)
+        if note is not None:
+            # With noise the sum was divided by a public number of sites already, whoever survived.
+            note(number if self._noise is None else self._noise.denominator)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -32,6 +32,14 @@ class TestFedNova(StrategyContract):
     streams_replies = True
 
 
+class TestScaffold(StrategyContract):
+    strategy = "scaffold"
+    options = {"num_sites": 4}  # noqa: RUF012 - a ClassVar of the suite
+    control_variates = True
+    streams_replies = True
+    keeps_agreement = False  # three sites of four move c by three quarters
+
+
 class TestFedAdam(StrategyContract):
     strategy = "fedadam"
     streams_replies = True
