@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedhealth.contracts.cohort import Patient
 from fedhealth.contracts.data import DataContract, MaskLabel, TableModality, VolumeModality
+from fedhealth.data.feature_cache import FeatureCache, content_key
 from fedhealth.data.tables import TableEncoder, table_encoders
 from fedhealth.data.targets import label_tensor, mask_indices, strata_of
 from fedhealth.errors import SiteDataError
@@ -186,13 +187,18 @@ class PatientDataset:
         return taken
 
     def encode_volumes(
-        self, encoders: Mapping[str, Callable[[Tensor], Tensor]], *, batch_size: int
+        self,
+        encoders: Mapping[str, Callable[[Tensor], Tensor]],
+        *,
+        batch_size: int,
+        caches: Mapping[str, FeatureCache] | None = None,
     ) -> None:
-        """From now on, `batch` gives these modalities as embeddings, each volume encoded once, here.
+        """From now on, `batch` gives these modalities as embeddings, each volume encoded once, here, or never again.
 
         Args:
             encoders: volume modality name -> from (B, 1, D, H, W) to (B, E), patient by patient.
             batch_size: patients an encoding.
+            caches: volume modality name -> of this very encoder; without one, every volume is encoded.
 
         Raises:
             SiteDataError: a volume cannot be read.
@@ -202,18 +208,58 @@ class PatientDataset:
         for modality in self._contract.volumes:
             if modality.name not in encoders:
                 continue
+            encode = partial(self._encoded, modality, encoders[modality.name], batch_size)
             owners = self._present[modality.name].nonzero().squeeze(1)
-            parts = [
-                encoders[modality.name](self._load_volumes(modality, rows)).detach().cpu()
-                for rows in torch.split(owners, batch_size)
-                if rows.numel()
-            ]
-            nobody = torch.zeros((1, 1, *modality.shape))  # tells the width where no patient does
-            width = (parts[0] if parts else encoders[modality.name](nobody)).shape[1]
-            embedded = torch.zeros((len(self), width), dtype=torch.float32)
-            if parts:
-                embedded[owners] = torch.cat(parts)
-            self._embedded[modality.name] = embedded
+            cache = (caches or {}).get(modality.name)
+            self._embedded[modality.name] = (
+                encode(owners)
+                if cache is None
+                else self._with_cache(cache, modality, owners, encode)
+            )
+
+    def _encoded(
+        self,
+        modality: VolumeModality,
+        encoder: Callable[[Tensor], Tensor],
+        batch_size: int,
+        rows: Tensor,
+    ) -> Tensor:
+        """(N, E): embeddings in these rows, zeros in the others."""
+        parts = [
+            encoder(self._load_volumes(modality, some)).detach().cpu()
+            for some in torch.split(rows, batch_size)
+            if some.numel()
+        ]
+        nobody = torch.zeros((1, 1, *modality.shape))  # tells the width where no patient does
+        width = (parts[0] if parts else encoder(nobody)).shape[1]
+        embedded = torch.zeros((len(self), width), dtype=torch.float32)
+        if parts:
+            embedded[rows] = torch.cat(parts)
+        return embedded
+
+    def _with_cache(
+        self,
+        cache: FeatureCache,
+        modality: VolumeModality,
+        owners: Tensor,
+        encode: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """(N, E) as `encode` of all owners gives, of which it sees only those whose content is not in the cache."""
+        known = cache.load()
+        keys = {
+            row: content_key(self._patients[row].volumes[modality.name]) for row in owners.tolist()
+        }
+        new = torch.tensor(
+            [row for row, key in keys.items() if key not in known], dtype=torch.int64
+        )
+        embedded = encode(new)
+        for row, key in keys.items():
+            if key in known:
+                embedded[row] = torch.from_numpy(known[key].copy())
+        if new.numel():
+            entries = {key: embedded[row].numpy() for row, key in keys.items()}
+            cache.store({**known, **entries}, used=entries)
+        return embedded
 
     def _keep(self, rows: Tensor) -> None:
         self._patients = tuple(self._patients[row] for row in rows.tolist())

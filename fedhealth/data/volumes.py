@@ -69,6 +69,16 @@ class NiftiVolume:
         volume.flags.writeable = False
         return volume
 
+    def content_key(self) -> str:
+        """SHA-256 in hex over the file's bytes, the grid and the version of the code that resamples.
+
+        Raises:
+            SiteDataError: FH-DATA-020 or 027 the file cannot be read.
+        """
+        with self._lock:
+            _, digest = self._identify()
+        return self._cache.key(digest, self._modality)
+
     def _identify(self) -> tuple[bytes | None, str]:
         """SHA-256 of the file. The file is read once, and again when it was touched in between."""
         signature = self._signature()

@@ -136,7 +136,10 @@ class SupervisedSession:
             for side in (SplitName.TRAIN, SplitName.VALIDATION)
         )
         apply_frozen_encoders(
-            self._learner, (self._train, self._validation), batch_size=self._batch_size
+            self._learner,
+            (self._train, self._validation),
+            batch_size=self._batch_size,
+            cache_dir=site.cache_dir,
         )
         self._first_head = dump(self._learner.private)
         self._store = head_store(site, run, self._learner)

@@ -95,7 +95,12 @@ def train_alone_tuned(study: "Study", run: "RunPlan", site: SiteContext) -> Tune
             sides[SplitName.TEST],
         )
     )
-    apply_frozen_encoders(learner, (known, test), batch_size=options.evaluation_batch_size)
+    apply_frozen_encoders(
+        learner,
+        (known, test),
+        batch_size=options.evaluation_batch_size,
+        cache_dir=site.cache_dir,
+    )
     trainer = _Trainer(study, learner, options.evaluation_batch_size, site.site_id)
     log_losses = cross_validate(trainer, known)
     best = int(np.argmin(log_losses))

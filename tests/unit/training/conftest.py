@@ -97,7 +97,7 @@ def make_site(
         site_id=site_id,
         load_cohort=lambda: cohort,
         state_dir=folder,
-        cache_dir=folder,
+        cache_dir=folder / "cache",
         device=device,
         num_threads=1,
     )

@@ -48,7 +48,7 @@ def test_the_winner_has_the_least_loss_and_does_not_depend_on_test_patients(
     assert (again.setting, again.log_losses) == (found.setting, found.log_losses)
     np.testing.assert_array_equal(again.scores.probabilities, found.scores.probabilities)
     np.testing.assert_array_equal(again.scores.labels, 1 - found.scores.labels)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # features; no state
 
 
 @pytest.mark.slow
