@@ -20,8 +20,9 @@ from fedhealth import errors
 from fedhealth.cli.app import Commands, app
 from fedhealth.config.load import KINDS
 from fedhealth.contracts.codes import DropCode
-from fedhealth.evidence import statements
+from fedhealth.evidence import benefit_row, statements
 from fedhealth.report import record
+from fedhealth.report.benefit import record as benefit_record
 from fedhealth.report.outbound import LEAVES, OUTBOUND, Leaves
 from fedhealth.secagg import statements as masking_statements
 
@@ -54,6 +55,7 @@ def pages() -> dict[str, str]:
         "exit-codes.md": exit_codes_page(),
         "plugins.md": plugins_page(),
         "round-record.md": round_record_page(),
+        "benefit-record.md": benefit_record_page(),
     }
 
 
@@ -250,6 +252,18 @@ def round_record_page() -> str:
     text += _table(("why", "meaning"), [(kind, LEAVES[kind]) for kind in Leaves]) + "\n"
     rows = [(f"`{path}`", kind, reason) for path, (kind, reason) in OUTBOUND.items()]
     text += _table(("field", "why it may leave", "what it is"), rows)
+    return GENERATED + text
+
+
+def benefit_record_page() -> str:
+    """The record of `fedhealth benefit`, and a site's released row."""
+    text = "# Record of a comparison, and released rows\n\n"
+    text += "JSON, closed schemas, canonical by RFC 8785. [What it is for](../how-to/was-it-worth-it.md).\n"
+    text += "\n## Record\n"
+    done: set[type[BaseModel]] = set()
+    text += "".join(_model(benefit_record.BenefitRecord, done))
+    text += "\n## Released row, signed by its site\n"
+    text += "".join(_model(benefit_row.BenefitRow, done))
     return GENERATED + text
 
 

@@ -30,6 +30,7 @@ class Commands(LazyGroup):
     members: ClassVar[Mapping[str, tuple[str, str]]] = {
         "study": ("fedhealth.cli.study", "Write, check and show a study file."),
         "server": ("fedhealth.cli.server", "Begin a study, admit hospitals, run the rounds."),
+        "benefit": ("fedhealth.cli.benefit", "Was it worth it, against training alone?"),
         "demo": ("fedhealth.cli.demo", "A whole federation on this machine."),
         "site": ("fedhealth.cli.site", "Join a study, train in its rounds, keep the results."),
     }

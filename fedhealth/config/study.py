@@ -117,6 +117,10 @@ class ReleaseConfig(ConfigModel):
         description=f"Any of: {', '.join(METRIC_RANGES)}.",
     )
     metric_digits: int = Field(3, ge=1, le=4, description="Significant digits after rounding.")
+    benefit: bool = Field(
+        False,
+        description="True if a site may release its row of `fedhealth benefit`: listed metrics of test patients.",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -12,10 +12,13 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.contracts.benefit import MethodGain, MethodMetrics
 from fedhealth.contracts.codes import DropCode
 
 _GATE_TOKEN: Final = object()
-Kind = Literal["update", "metrics", "masked", "agreement", "shares", "keys", "status", "code"]
+Kind = Literal[
+    "update", "metrics", "masked", "agreement", "shares", "keys", "status", "code", "benefit"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,14 @@ class OutboundCode(Outbound):
     """Why the site does not contribute: a code, never a text."""
 
     code: DropCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboundBenefit(Outbound):
+    """What runs are worth on this site's test patients: listed metrics, rounded. It leaves as a signed file."""
+
+    results: tuple[MethodMetrics, ...] = field(repr=False)
+    gains: tuple[MethodGain, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

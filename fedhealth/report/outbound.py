@@ -30,6 +30,7 @@ _MASKED = (
     "shares; then shares of those masks, sealed for each other hospital"
 )
 _METRICS = "released values on patients: a noised release, or an event without a bound"
+_ROW = "statistics of test patients, rounded: an event without a bound. Only with release.benefit, without an epsilon"
 _ECHO = "repeats the manifest"
 _EVENT = "settings of the mechanism, from the study and the declared size"
 
@@ -58,6 +59,10 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "OutboundCode.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundCode.payload": (Leaves.PUBLIC, "empty"),
     "OutboundCode.code": (Leaves.CODE, "why the hospital does not contribute"),
+    "OutboundBenefit.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
+    "OutboundBenefit.payload": (Leaves.PUBLIC, "empty"),
+    "OutboundBenefit.results": (Leaves.CHARGED, _ROW),
+    "OutboundBenefit.gains": (Leaves.CHARGED, _ROW),
     "OutboundKeys.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundKeys.payload": (
         Leaves.PUBLIC,
@@ -109,6 +114,25 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "Shares.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),
     "Shares.site_id": (Leaves.PUBLIC, "name of the hospital"),
     "Shares.shares_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the shares"),
+    "BenefitRow.study_id": (Leaves.PUBLIC, "repeats the study"),
+    "BenefitRow.study_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the study file"),
+    "BenefitRow.site_id": (Leaves.PUBLIC, "name of the hospital"),
+    "BenefitRow.primary": (Leaves.PUBLIC, "follows from the study's task"),
+    "BenefitRow.larger_is_better": (Leaves.PUBLIC, "follows from the study's task"),
+    "BenefitRow.margin": (Leaves.PUBLIC, "the same in every study"),
+    "BenefitRow.fewest": (Leaves.PUBLIC, "the same in every study"),
+    "BenefitRow.personal_runs": (Leaves.PUBLIC, "runs with personalisation, from the study"),
+    "BenefitRow.issued_at": (Leaves.PUBLIC, "when the command was typed"),
+    "ReleasedMetrics.method": (Leaves.PUBLIC, "run of the study, or training alone"),
+    "ReleasedMetrics.metrics": (Leaves.CHARGED, _ROW),
+    "ReleasedGain.method": (Leaves.PUBLIC, "run of the study, or training alone"),
+    "ReleasedGain.over": (Leaves.PUBLIC, "run of the study, or training alone"),
+    "ReleasedGain.metric": (Leaves.PUBLIC, "name of a metric that the study lists"),
+    "ReleasedGain.value": (Leaves.CHARGED, _ROW),
+    "ReleasedGain.low": (Leaves.CHARGED, _ROW),
+    "ReleasedGain.high": (Leaves.CHARGED, _ROW),
+    "ReleasedGain.p_value": (Leaves.CHARGED, _ROW),
+    "ReleasedGain.standard_error": (Leaves.CHARGED, _ROW),
     "PrivacySpend.delta": (Leaves.PUBLIC, "from the study, or from the declared size"),
     "PrivacySpend.clipping_norm": (Leaves.PUBLIC, "from the study"),
     "LedgerPlace.sequence": (Leaves.PUBLIC, "counts what was asked of the site, not patients"),

@@ -31,6 +31,8 @@ from fedhealth.site.manifest_checks import ManifestRefusedError
 from fedhealth.site.sessions import model_sizes
 
 KEY_BYTES: Final = 32
+ROW_NAME: Final = "benefit-row"
+"""What the ledger calls rows of `fedhealth benefit`, in the place of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,36 @@ class SiteAccount:
             ),
             mechanism=self._mechanism(manifest),
             metrics=names,
+        )
+
+    def reserve_row(self, row_sha256: str) -> None:
+        """Spend, durably, what a row of `fedhealth benefit` costs: an event without a bound, outside of any round.
+
+        Args:
+            row_sha256: digest of the signed row; each release counts.
+
+        Raises:
+            PrivacyError: the policy forbids it, or the ledger cannot be written: nothing may be written then.
+        """
+        events: tuple[Event, ...] = (UnboundedRelease(unit="patient", steps=1),)
+        study = self._pinned.study
+        earlier = [
+            line.round_number
+            for line in self._ledger.view().lines
+            if (line.study_id, line.run_name) == (study.id, ROW_NAME)
+        ]
+        self._ledger.reserve(
+            Reservation(
+                study_id=study.id,
+                study_sha256=self._pinned.study_sha256,
+                run_name=ROW_NAME,
+                round_number=1 + max(earlier, default=0),
+                attempt=1,
+                kind="evaluate",
+                manifest_sha256=row_sha256,
+                events=events,
+            ),
+            allow=partial(self._allow, events, []),
         )
 
     @property

@@ -37,6 +37,23 @@ def evaluate_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
         SiteDataError, TrainingError: the cohort cannot be used.
     """
     pinned = load_pinned(home, home.choose_study(study_id))
+    finished = finished_runs(pinned)
+    result = {
+        "site_id": pinned.config.site_id,
+        "study_id": pinned.study.id,
+        "has_privacy": pinned.study.privacy is not None,
+        **_judge(home, pinned, finished),
+    }
+    write_json(pinned.folder.results / "evaluation.json", result)
+    return result
+
+
+def finished_runs(pinned: Pinned) -> list[RunPlan]:
+    """The runs whose final model is here.
+
+    Raises:
+        UsageError: FH-USAGE-030 no run is finished here; FH-USAGE-031 nothing to judge in this study.
+    """
     if pinned.study.training.name != "supervised":
         raise UsageError(
             "FH-USAGE-031",
@@ -52,14 +69,7 @@ def evaluate_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
             why="The final model comes with the closing trip of a run.",
             fix="Wait for the server to finish, then try again (`fedhealth site status`).",
         )
-    result = {
-        "site_id": pinned.config.site_id,
-        "study_id": pinned.study.id,
-        "has_privacy": pinned.study.privacy is not None,
-        **_judge(home, pinned, finished),
-    }
-    write_json(pinned.folder.results / "evaluation.json", result)
-    return result
+    return finished
 
 
 def _judge(home: SiteHome, pinned: Pinned, finished: list[RunPlan]) -> dict[str, Any]:

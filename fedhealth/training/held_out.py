@@ -13,6 +13,7 @@ from fedhealth.data.batch import PatientDataset
 from fedhealth.models.judgement import primary_metric, record_values, resampled_metric
 from fedhealth.models.metrics import auc_interval
 from fedhealth.models.protocol import Predictions, ShapedTask, Task
+from fedhealth.statistics.judged import Judged
 from fedhealth.training.learner import Learner
 
 NUM_BOOTSTRAP_RESAMPLES = 2000
@@ -109,6 +110,25 @@ def scores_on(learner: Learner, dataset: PatientDataset, *, batch_size: int) -> 
         metrics=learner.task.metrics(predictions, labels) if len(dataset) else {},
         task=learner.task,
         strata=dataset.strata.numpy(),
+    )
+
+
+def judged_of(scores: HeldOutScores, patient_numbers: NDArray[np.int64] | None = None) -> Judged:
+    """The scores as statistics take them: patients are resampled within the stratum of their first record.
+
+    Args:
+        scores: of one model.
+        patient_numbers: (patients,) a number for each owner that stays the same in other splits; the owners
+            themselves without.
+    """
+    _, first_rows, inverse = np.unique(scores.owners, return_index=True, return_inverse=True)
+    owners = scores.owners if patient_numbers is None else patient_numbers[scores.owners]
+    strata = scores.labels if scores.strata is None else scores.strata
+    return Judged(
+        predictions=scores.probabilities,
+        labels=scores.labels,
+        patients=owners,
+        strata=strata[first_rows][inverse],
     )
 
 

@@ -1,13 +1,11 @@
 """From predictions to the record: metrics, differences, Holm over sites, verdicts. Called by sites and simulations."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedhealth.models.metrics import log_losses
 from fedhealth.report.benefit.record import (
     LEFT_OUT,
     LOCAL,
@@ -29,35 +27,13 @@ from fedhealth.statistics.calibration import (
     fit_calibration,
 )
 from fedhealth.statistics.discrimination import average_precision, sensitivity_at_specificity
-from fedhealth.statistics.judged import Judged, MeanOf, OfRecords, Statistic, weighted_auc
-from fedhealth.statistics.verdicts import FEWEST_PER_CLASS, MARGIN, gain_of, judge_sites
+from fedhealth.statistics.judged import Judged, MeanOf, Statistic, Weighted
+from fedhealth.statistics.measure import Measure
+from fedhealth.statistics.verdicts import FEWEST_PER_CLASS, gain_of, judge_sites
 
 LOG_LOSS: Final = "log_loss"
 FEWEST_DRAWS: Final = 200
 """Of the calibration null in one resplit: its mean over resplits is then known as well as with one split."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """What a task is judged by.
-
-    Attributes:
-        primary: name of the metric that verdicts are about.
-        larger_is_better: which way it improves.
-        metrics: all metrics of predictions and labels, by name; an undefined one is left out.
-        margin: a loss of the primary metric below it is taken as no loss.
-    """
-
-    primary: str
-    larger_is_better: bool
-    metrics: Callable[[NDArray[np.float64], NDArray[np.int64]], Mapping[str, float]]
-    margin: float = MARGIN
-
-    def primary_of(
-        self, predictions: NDArray[np.float64], labels: NDArray[np.int64]
-    ) -> float | None:
-        """The primary metric, None where undefined."""
-        return self.metrics(predictions, labels).get(self.primary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +170,7 @@ def _gains(setting: Setting, measure: Measure, site: SitePredictions) -> Iterabl
         one, other = site.judged[method], site.judged[over]
         for metric, statistic, larger_is_better in _statistics(measure, one):
             found = compare(one, other, statistic, seed=setting.seed)
-            if found is None or (metric == "auc" and not has_enough(one)):
+            if found is None or (metric == measure.primary and not has_enough(one)):
                 continue
             gain = gain_of(found, larger_is_better=larger_is_better)
             yield GainFact(
@@ -212,22 +188,19 @@ def _gains(setting: Setting, measure: Measure, site: SitePredictions) -> Iterabl
 def has_enough(judged: Sequence[Judged]) -> bool:
     """Whether each class has so many different patients that resampling them means something."""
     patients = np.concatenate([j.patients for j in judged])
-    labels = np.concatenate([j.labels for j in judged])
-    return all(len(np.unique(patients[labels == k])) >= FEWEST_PER_CLASS for k in (0, 1))
+    strata = np.concatenate([j.strata for j in judged])
+    return all(np.unique(patients[strata == k]).size >= FEWEST_PER_CLASS for k in np.unique(strata))
 
 
 def _statistics(measure: Measure, judged: Sequence[Judged]) -> list[tuple[str, Statistic, bool]]:
-    """The primary metric, and for two classes the log loss beside it."""
-    binary = is_binary(judged)
-    if measure.primary == "auc" and binary:
-        primary: Statistic = weighted_auc
-    elif measure.primary == LOG_LOSS and binary:
-        primary = MeanOf(log_losses)
-    else:
-        primary = OfRecords(measure.primary_of)
-    found = [(measure.primary, primary, measure.larger_is_better)]
-    if binary and measure.primary != LOG_LOSS:
-        found.append((LOG_LOSS, MeanOf(log_losses), False))
+    """The primary metric, and the log loss where the task has one."""
+    found: list[tuple[str, Statistic, bool]] = [
+        (measure.primary, Weighted(measure.resampled), measure.larger_is_better)
+    ]
+    there = [j for j in judged if j.patients.size]
+    if there and LOG_LOSS in measure.record_values(there[0].predictions, there[0].labels):
+        losses = MeanOf(lambda p, y: measure.record_values(p, y)[LOG_LOSS])
+        found.append((LOG_LOSS, losses, False))
     return found
 
 

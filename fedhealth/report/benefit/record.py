@@ -142,7 +142,8 @@ class BenefitRecord(Closed):
     """A comparison of methods over sites.
 
     Attributes:
-        origin: simulation (all sites on one machine), site (one site's own), released (rows that sites let out).
+        origin: simulation (all sites on one machine), site (one site's own), released (rows that
+            sites let out, signatures checked), released_unverified (nobody has checked them).
         primary: the metric that verdicts are about.
         margin: a loss of the primary metric below it is taken as no loss.
         fewest: patients of each class below which no comparison in AUC is made.
@@ -151,7 +152,7 @@ class BenefitRecord(Closed):
     schema_id: Literal["fedhealth/benefit/v1"] = BENEFIT_SCHEMA
     study_id: SlugId
     study_sha256: Hex64
-    origin: Literal["simulation", "site", "released"]
+    origin: Literal["simulation", "site", "released", "released_unverified"]
     primary: Name
     larger_is_better: bool
     margin: Annotated[float, Field(ge=0)]

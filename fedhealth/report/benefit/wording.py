@@ -19,6 +19,7 @@ BANNER: Final = {
     "simulation": "Simulation on one machine. No hospital took part, and nothing was released.",
     "site": "This site's own result. It was computed here and stays here.",
     "released": "Rows that hospitals released and signed. Each computed its own; nobody else has checked the numbers.",
+    "released_unverified": "Rows without a check of their signatures: give --server-home to know who wrote them.",
 }
 VERDICT: Final[dict[Verdict, str]] = {
     Verdict.WORTH_IT: "Worth it",
@@ -45,10 +46,13 @@ METRIC: Final = {
     "sensitivity_at_90_specificity": "Sens. at 90 % spec.",
     "log_loss": "Log loss",
     "brier": "Brier",
-    "concordance": "Concordance",
+    "integrated_brier": "Integrated Brier",
+    "subset_accuracy": "Subset accuracy",
+    "macro_auc": "Macro AUC",
+    "c_index": "C-index",
     "dice": "Dice",
 }
-_IN_POINTS: Final = frozenset(METRIC) - {"log_loss", "brier"}
+_IN_POINTS: Final = frozenset(METRIC) - {"log_loss", "brier", "integrated_brier"}
 """Metrics from 0 to 1 that people quote in points of a hundred."""
 _KINDS: Final = {
     "local": "Training alone (tuned)",

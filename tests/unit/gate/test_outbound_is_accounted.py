@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from fedhealth.evidence.benefit_row import BenefitRow, ReleasedGain
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Contribution, JoinRequest
 from fedhealth.gate.outbound import Outbound
@@ -21,8 +22,14 @@ STATEMENTS: tuple[type[BaseModel], ...] = (
     MaskKey,
     Agreement,
     Shares,
+    BenefitRow,
 )
 CHARGED_PAYLOADS = {"OutboundUpdate.payload", "OutboundMasked.payload"}
+ROW_NUMBERS = {"OutboundBenefit.results", "OutboundBenefit.gains"} | {
+    f"ReleasedGain.{name}"
+    for name, field in ReleasedGain.model_fields.items()
+    if field.annotation is float
+}
 
 
 def leaves(model: type) -> Iterator[tuple[str, Any]]:
@@ -108,7 +115,7 @@ def test_what_is_computed_from_patients_is_charged() -> None:
     computed = {
         path
         for path, annotation in everything().items()
-        if "metrics" in path or (path in CHARGED_PAYLOADS and annotation)
+        if "metrics" in path or path in ROW_NUMBERS or (path in CHARGED_PAYLOADS and annotation)
     }
     assert {path for path, (kind, _) in OUTBOUND.items() if kind is Leaves.CHARGED} == computed
 

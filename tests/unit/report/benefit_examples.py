@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhealth.models import metrics
-from fedhealth.report.benefit.analysis import Measure, Setting, SitePredictions
+from fedhealth.report.benefit.analysis import Setting, SitePredictions
 from fedhealth.report.benefit.record import CurveFact, CurvePoint, MethodFact
 from fedhealth.statistics.judged import Judged
+from fedhealth.statistics.measure import Measure
 
 METHODS = (
     MethodFact(key="local", kind="local"),
@@ -32,7 +33,13 @@ def binary_metrics(
     return {name: value for name, value in found.items() if value is not None}
 
 
-MEASURE = Measure(primary="auc", larger_is_better=True, metrics=binary_metrics)
+MEASURE = Measure(
+    primary="auc",
+    larger_is_better=True,
+    metrics=binary_metrics,
+    resampled=metrics.resampled_auc,
+    record_values=lambda p, y: {"log_loss": metrics.log_losses(p, y)},
+)
 
 
 def setting(

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedhealth.models.metrics import resampled_auc
 from fedhealth.statistics.bootstrap import compare
 from fedhealth.statistics.holm import holm
-from fedhealth.statistics.judged import weighted_auc
+from fedhealth.statistics.judged import Weighted
 from fedhealth.statistics.verdicts import (
     ALPHA,
     Gain,
@@ -18,6 +19,8 @@ from fedhealth.statistics.verdicts import (
 )
 
 from .conftest import Maker, make_judged
+
+WEIGHTED_AUC = Weighted(resampled_auc)
 
 
 def gain(low: float, high: float, p_value: float) -> Gain:
@@ -92,8 +95,8 @@ def test_holm_is_monotone_and_does_not_depend_on_order(values: list[float], rand
 @given(seed=st.integers(0, 1000), noise=st.floats(0, 2), count=st.integers(10, 60))
 def test_swapping_the_models_flips_every_sign(seed: int, noise: float, count: int) -> None:
     one, other = make_judged(count, seed=seed), make_judged(count, seed=seed, noise=noise)
-    ahead = compare([one], [other], weighted_auc, seed=seed, num_resamples=60)
-    behind = compare([other], [one], weighted_auc, seed=seed, num_resamples=60)
+    ahead = compare([one], [other], WEIGHTED_AUC, seed=seed, num_resamples=60)
+    behind = compare([other], [one], WEIGHTED_AUC, seed=seed, num_resamples=60)
     assert ahead is not None
     assert behind is not None
     assert ahead.value == pytest.approx(-behind.value, abs=1e-12)
@@ -107,7 +110,7 @@ def test_swapping_the_models_flips_every_sign(seed: int, noise: float, count: in
 @given(seed=st.integers(0, 1000), seeds=st.integers(1, 4))
 def test_a_model_is_never_better_than_itself(seed: int, seeds: int) -> None:
     same = [make_judged(30, seed=seed + k) for k in range(seeds)]
-    found = compare(same, same, weighted_auc, seed=seed, num_resamples=60)
+    found = compare(same, same, WEIGHTED_AUC, seed=seed, num_resamples=60)
     assert found is not None
     assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
     gains: dict[str, Gain | None] = {"a": gain_of(found, larger_is_better=True)}

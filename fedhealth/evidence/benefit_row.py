@@ -1,0 +1,53 @@
+"""A site's released row of `fedhealth benefit`, as a signed statement. Written by a site, read by a consortium."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedhealth.evidence.statements import Hex64, SiteId, Statement, UtcTime
+
+MetricName = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+MethodKey = Annotated[str, Field(pattern=r"^(local|run:[a-z][a-z0-9-]{1,39})$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ReleasedMetrics(Statement):
+    """Metrics of one method on the site's test patients: listed by the study, rounded."""
+
+    method: MethodKey
+    metrics: dict[MetricName, float]
+
+
+class ReleasedGain(Statement):
+    """One method over another in one metric, above zero where the first is better; rounded."""
+
+    method: MethodKey
+    over: MethodKey
+    metric: MetricName
+    value: float
+    low: float
+    high: float
+    p_value: Share
+    standard_error: float = Field(ge=0)
+
+
+class BenefitRow(Statement):
+    """From a hospital to the consortium: what each run is worth here, against training alone. No counts.
+
+    Attributes:
+        primary: the metric that verdicts are about.
+        margin: a loss of it below this is taken as no loss.
+        personal_runs: runs that were judged with this site's own part of the model.
+    """
+
+    study_id: SiteId
+    study_sha256: Hex64
+    site_id: SiteId
+    primary: MetricName
+    larger_is_better: bool
+    margin: float = Field(ge=0)
+    fewest: int = Field(ge=1)
+    personal_runs: tuple[SiteId, ...]
+    results: tuple[ReleasedMetrics, ...] = Field(max_length=50)
+    gains: tuple[ReleasedGain, ...] = Field(min_length=1, max_length=500)
+    issued_at: UtcTime
