@@ -53,6 +53,15 @@ def masking_findings(study: Study) -> Iterator[Finding]:
             "site alone has one, the sum is that site's."
         )
         yield Finding(level="note", code="FH-SECAGG-026", text=text)
+    if study.hides_sizes and study.averages_by_modality and masks.distributed_privacy is None:
+        weighted = [run.name for run in study.runs if weighs_by_size(study, run)]
+        if weighted:
+            text = (
+                f"runs.{weighted[0]}: the server gets the weight of all sites and that of a modality's: where one "
+                "site alone lacks a modality, the difference is its declared size. Write strategy option weighting: "
+                "uniform where it must not be known."
+            )
+            yield Finding(level="note", code="FH-SECAGG-028", text=text)
     yield from _noise(study)
 
 

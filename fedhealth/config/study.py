@@ -195,10 +195,6 @@ class Study(ConfigModel):
             raise ValueError(
                 "federation.min_cohort must be at least secure_aggregation.min_survivors: a smaller round has no sum"
             )
-        if self.averages_by_modality:
-            raise ValueError(
-                "federation.average_encoders_over sites_with_modality does not go with masks yet"
-            )
         noise = masks.distributed_privacy
         if noise is None or noise.unit == "site":
             return self

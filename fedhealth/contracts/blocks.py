@@ -5,12 +5,9 @@ Derived from study and run by server and sites alike (`TrainingMethod.modality_p
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
 
+from fedhealth.contracts.control_variates import CONTROL_PREFIX
 from fedhealth.contracts.tensors import TensorSpec
-
-SHADOW_PREFIXES: Final = ("control.",)
-"""Of tensors that travel beside the model's own, one for each, under the same name: they belong where it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +23,8 @@ def blocks_of(
 ) -> tuple[ModalityBlock, ...]:
     """The blocks of a model, in the order of `prefixes`; a modality of which no tensor travels has none.
 
+    A control variate belongs where its tensor does.
+
     Args:
         spec: tensors that travel.
         prefixes: for each modality, prefixes of its tensors' names.
@@ -36,7 +35,11 @@ def blocks_of(
     blocks = [
         ModalityBlock(
             modality=modality,
-            tensors=tuple(name for name in spec.names() if own and _plain(name).startswith(own)),
+            tensors=tuple(
+                name
+                for name in spec.names()
+                if own and name.removeprefix(CONTROL_PREFIX).startswith(own)
+            ),
         )
         for modality, own in prefixes.items()
     ]
@@ -59,9 +62,3 @@ def ranges_of(spec: TensorSpec, tensors: Collection[str]) -> Iterator[slice]:
         stop = entry.offset + entry.num_elements
     if stop > start:
         yield slice(start, stop)
-
-
-def _plain(name: str) -> str:
-    for prefix in SHADOW_PREFIXES:
-        name = name.removeprefix(prefix)
-    return name

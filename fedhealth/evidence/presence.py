@@ -4,6 +4,8 @@ Both sides read the same signed manifest, so both find the same. A study that av
 no block, and nothing here applies.
 """
 
+from collections.abc import Collection
+
 from fedhealth.evidence.statements import Manifest, ManifestBlock
 
 
@@ -32,6 +34,16 @@ def owners_of(manifest: Manifest, modality: str) -> tuple[str, ...]:
     """Sites that train a modality's block in this round; none where it is not active."""
     found = declaring(manifest, modality)
     return found if len(found) >= block_floor(manifest) else ()
+
+
+def exposed_blocks(manifest: Manifest, counted: Collection[str], floor: int) -> tuple[str, ...]:
+    """Modalities whose sum over these sites would be about too few: some owner is among them, fewer than the floor."""
+    found = []
+    for block in active_blocks(manifest):
+        num = len(set(owners_of(manifest, block.modality)) & set(counted))
+        if 0 < num < floor:
+            found.append(block.modality)
+    return tuple(found)
 
 
 def frozen_tensors(manifest: Manifest, site_id: str) -> frozenset[str]:

@@ -55,6 +55,7 @@ class VoidReason(StrEnum):
     """Why a round gave no new model."""
 
     MINIMUM_COHORT = "minimum_cohort"
+    MINIMUM_OWNERS = "minimum_owners"
     AGGREGATION_FAILED = "aggregation_failed"
     MASKS_NOT_REMOVED = "masks_not_removed"
     SUM_NOT_USABLE = "sum_not_usable"

@@ -74,6 +74,8 @@ DROP: Final[dict[DropCode, str]] = {
 
 VOID: Final[dict[VoidReason, str]] = {
     VoidReason.MINIMUM_COHORT: "Fewer hospitals answered than the study's minimum.",
+    VoidReason.MINIMUM_OWNERS: "Of the hospitals that declared a modality, too few answered: the sum would have shown "
+    "what single ones did to its encoder.",
     VoidReason.AGGREGATION_FAILED: "The answers could not be combined into a usable model.",
     VoidReason.MASKS_NOT_REMOVED: "Too few hospitals helped to remove the masks, so the sum stayed unreadable.",
     VoidReason.SUM_NOT_USABLE: "The masks came off, and the sum was not one that these hospitals can have.",

@@ -31,12 +31,22 @@ class SumInput:
         weight: 1 to `max_weight`.
         train_metrics: by name; a metric that is undefined at this site is left out.
         evaluate_metrics: likewise.
+        trains: for every block of the model, whether this site trained it.
     """
 
     update: NDArray[np.float32]
     weight: int
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
+    trains: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumOfBlock:
+    """One block in the sum: where it lies in the flat vector, and how many sites of the sum trained it."""
+
+    parts: tuple[slice, ...]
+    num_owners: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +56,9 @@ class SumOutput:
     Attributes:
         words: (num_values,) of the model, unmasked, below 2**modulus_bits.
         modulus_bits: of a word.
-        scale: real size of one unit of a word, over the weight.
+        step: real size of one unit of a word.
         weight: of all sites together.
+        block_weights: of the sites that trained each block; 0 where none did.
         num_cut: values that were larger than the range, over all sites.
         train_metrics: weighted means over the sites that have the metric.
         evaluate_metrics: likewise.
@@ -55,37 +66,51 @@ class SumOutput:
 
     words: Words = field(repr=False)
     modulus_bits: int
-    scale: float
+    step: float
     weight: int
+    block_weights: tuple[int, ...]
     num_cut: int
     train_metrics: dict[str, float]
     evaluate_metrics: dict[str, float]
 
     @property
     def mean_update(self) -> NDArray[np.float64]:
-        """(num_values,) the weighted mean of the sites' changes."""
+        """(num_values,) the weighted mean of the sites' changes, over all sites."""
         mean = signed(self.words, self.modulus_bits).astype(np.float64)
-        mean *= self.scale
+        mean *= self.step / self.weight
         return mean
 
     def moved(
-        self, origin: NDArray[np.float32], kept: NDArray[np.intp] | None, kept_share: float
+        self,
+        origin: NDArray[np.float32],
+        kept: NDArray[np.intp] | None,
+        kept_share: float,
+        blocks: Sequence[SumOfBlock] = (),
     ) -> NDArray[np.float32]:
         """The model after the mean change: memory beside it does not grow with the model.
+
+        A block's sum is divided by the weight of the sites that trained it; a block that none did stays.
 
         Args:
             origin: (n,) the model before.
             kept: positions that travelled; None when all did.
             kept_share: the chance of each to travel: what did is divided by it.
+            blocks: as they were given to `decode`.
 
         Raises:
             MaskingError: FH-SECAGG-007 a value is not finite.
         """
         moved = np.array(origin, dtype=np.float32)
+        scaled = [
+            (_among(part, kept), self.step / weight / kept_share if weight else 0.0)
+            for block, weight in zip(blocks, self.block_weights, strict=True)
+            for part in block.parts
+        ]
+        usual = self.step / self.weight / kept_share
         for start in range(0, self.words.size, _BLOCK):
             part = slice(start, start + _BLOCK)
             change = signed(self.words[part], self.modulus_bits).astype(np.float64)
-            change *= self.scale / kept_share
+            change *= _scales(start, change.size, usual, scaled)
             place = part if kept is None else kept[part]
             with np.errstate(over="ignore"):
                 moved[place] = origin[place] + change
@@ -117,7 +142,9 @@ def encode(given: SumInput, layout: MaskedLayout, randomness: Randomness) -> Wor
         rounded = np.floor(scaled + _dither(scaled.size, randomness))
         whole = np.clip(rounded, -layout.levels, layout.levels).astype(np.int64) * given.weight
         values[part] = whole.view(np.uint64).astype(kind, copy=False)
-    numbers = [given.weight, num_cut]
+    if len(given.trains) != tail.num_blocks:
+        raise _misfit("the blocks that it trained are not those of the round's model")
+    numbers = [given.weight, num_cut, *(given.weight * trained for trained in given.trains)]
     for names, metrics in (
         (tail.train_metrics, given.train_metrics),
         (tail.evaluate_metrics, given.evaluate_metrics),
@@ -153,8 +180,13 @@ def check_sum(total: Words, layout: MaskedLayout, num_sites: int) -> None:
         raise _no_sum()
 
 
-def decode(total: Words, layout: MaskedLayout) -> SumOutput:
+def decode(total: Words, layout: MaskedLayout, blocks: Sequence[SumOfBlock] = ()) -> SumOutput:
     """Means from the unmasked sum, whose words are below 2**modulus_bits.
+
+    Args:
+        total: of all survivors.
+        layout: of the round.
+        blocks: what is public of the model's blocks.
 
     Raises:
         MaskingError: FH-SECAGG-007 the sum cannot be one of the cohort's: a site did not keep the layout.
@@ -165,14 +197,21 @@ def decode(total: Words, layout: MaskedLayout) -> SumOutput:
     end = layout.num_values + layout.num_tail_words
     numbers = _from_limbs(total[layout.num_values : end], layout)
     weight, num_cut = numbers[0], numbers[1]
+    of_blocks, of_metrics = numbers[2 : 2 + tail.num_blocks], numbers[2 + tail.num_blocks :]
+    if len(blocks) != tail.num_blocks:
+        raise _misfit("the sum has another number of blocks than the model")
     can_be = (
         1 <= weight <= layout.num_sites * layout.max_weight
         and num_cut <= layout.num_sites * layout.num_values
-        and all(share <= weight for share in numbers[2::2])
+        and all(share <= weight for share in of_metrics[::2])
+        and all(
+            block.num_owners <= share <= min(weight, block.num_owners * layout.max_weight)
+            for block, share in zip(blocks, of_blocks, strict=True)
+        )
     )
     if not can_be:
         raise _no_sum()
-    train, evaluate = _metric_means(numbers[2:], tail.train_metrics, tail.evaluate_metrics)
+    train, evaluate = _metric_means(of_metrics, tail.train_metrics, tail.evaluate_metrics)
     for name, mean in (*train.items(), *evaluate.items()):
         low, high = METRIC_RANGES[name]
         if not low <= mean <= high:
@@ -180,8 +219,9 @@ def decode(total: Words, layout: MaskedLayout) -> SumOutput:
     return SumOutput(
         words=total[: layout.num_values],
         modulus_bits=layout.modulus_bits,
-        scale=layout.step / weight,
+        step=layout.step,
         weight=weight,
+        block_weights=tuple(of_blocks),
         num_cut=num_cut,
         train_metrics=train,
         evaluate_metrics=evaluate,
@@ -196,6 +236,31 @@ def signed(words: Words, modulus_bits: int) -> NDArray[np.int64]:
     for _ in range(2):  # 2**63 itself is no int64
         whole[is_negative] -= half
     return whole
+
+
+def _among(part: slice, kept: NDArray[np.intp] | None) -> slice:
+    """Where a range of the flat vector lies among the positions that travelled."""
+    if kept is None:
+        return part
+    start, stop = np.searchsorted(kept, [part.start, part.stop])
+    return slice(int(start), int(stop))
+
+
+def _scales(
+    start: int, count: int, usual: float, ranges: Sequence[tuple[slice, float]]
+) -> NDArray[np.float64] | float:
+    """What (count,) values from `start` on are multiplied by: one number where no range is among them."""
+    here = [
+        (slice(max(part.start - start, 0), part.stop - start), scale)
+        for part, scale in ranges
+        if part.start < start + count and part.stop > start
+    ]
+    if not here:
+        return usual
+    scales = np.full(count, usual)
+    for part, scale in here:
+        scales[part] = scale
+    return scales
 
 
 def _dither(count: int, randomness: Randomness) -> NDArray[np.float64]:

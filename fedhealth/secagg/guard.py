@@ -10,6 +10,7 @@ from typing import Final
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.evidence.presence import block_floor, exposed_blocks
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Manifest, RoundMasking, open_statement, parse_statement
 from fedhealth.secagg.mask_keys import public_bytes
@@ -74,6 +75,19 @@ class Guard:
         threshold = 0 if manifest.masking is None else manifest.masking.threshold
         check_threshold(threshold, num_sites=len(manifest.cohort), colluding=floors.colluding)
 
+    def check_presence(
+        self, manifest: Manifest, *, own: str, modalities: tuple[str, ...] | None
+    ) -> None:
+        """This site has the modalities that it declared: it would else stand for an owner, and add nothing.
+
+        Every survivor signed for this manifest, so each of them found its own declaration in it.
+        """
+        said = next((m.modalities for m in manifest.cohort if m.site_id == own), None)
+        if said != modalities:
+            raise MaskingRefusedError(
+                DropCode.PRESENCE_MISMATCH, "it gives this site other modalities than it declared"
+            )
+
     def check_keys(self, manifest: Manifest, roster: Roster, *, own: str, own_key: str) -> None:
         """Every key is signed by its site, for this run, no two are the same, and this site's is its own."""
         keys: dict[str, bytes] = {}
@@ -106,6 +120,15 @@ class Guard:
         promised = 0 if masking is None else max(masking.min_survivors, masking.threshold)
         floor = max(floors.least_survivors, promised)
         check_floor(len(request.survivors), floor=floor, what="the list of survivors")
+
+    def check_blocks(self, request: UnmaskRequest, manifest: Manifest, floors: Floors) -> None:
+        """The sum of every part of the model is about none of its owners, or about enough of them."""
+        floor = max(floors.least_survivors, block_floor(manifest))
+        if exposed_blocks(manifest, request.survivors, floor):
+            raise MaskingRefusedError(
+                DropCode.SECAGG_BLOCK_FLOOR,
+                f"fewer than {floor} survivors trained a modality's part of the model",
+            )
 
     def check_first_list(self, request: UnmaskRequest, accepted: Sequence[str] | None) -> None:
         """One list for a manifest, for ever: two lists would show the difference of two sums."""

@@ -28,15 +28,18 @@ class TailLayout:
     Attributes:
         train_metrics: names, sorted; each takes two numbers: the weight of the sites that have it, and the sum.
         evaluate_metrics: likewise.
+        num_blocks: parts of the model that are averaged over the sites with a modality; each takes one number, the
+            weight of the sites that trained it.
     """
 
     train_metrics: tuple[str, ...]
     evaluate_metrics: tuple[str, ...]
+    num_blocks: int = 0
 
     @property
     def num_numbers(self) -> int:
-        """The weight, the number of cut values, and two for every metric."""
-        return 2 + 2 * (len(self.train_metrics) + len(self.evaluate_metrics))
+        """The weight, the number of cut values, one for every block and two for every metric."""
+        return 2 + self.num_blocks + 2 * (len(self.train_metrics) + len(self.evaluate_metrics))
 
 
 @dataclass(frozen=True, kw_only=True)

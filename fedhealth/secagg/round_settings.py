@@ -161,6 +161,7 @@ def round_layout(manifest: Manifest, manifest_sha256: str, study: Study) -> Mask
         tail=TailLayout(
             train_metrics=tuple(n for n in names if is_training and n in TRAIN_METRICS),
             evaluate_metrics=tuple(n for n in names if n not in TRAIN_METRICS),
+            num_blocks=len(manifest.blocks),
         ),
     )
 

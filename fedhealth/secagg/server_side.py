@@ -12,6 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.evidence.presence import block_floor, exposed_blocks
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Manifest, is_canonical, open_statement
 from fedhealth.secagg.layout import MaskedLayout
@@ -53,6 +54,7 @@ class MaskedSum:
         if manifest.masking is None:
             raise MaskingError("FH-SECAGG-008", "the manifest asks for no masks.")
         self._digest, self._layout, self._keys = manifest_sha256, layout, keys
+        self._manifest = manifest
         self._threshold = manifest.masking.threshold
         self._floor = max(manifest.masking.min_survivors, self._threshold)
         self._cohort = [member.site_id for member in manifest.cohort]
@@ -86,6 +88,12 @@ class MaskedSum:
     def has_quorum(self) -> bool:
         """Whether the survivors are enough for the threshold and for the study's floor."""
         return len(self._in) >= self._floor
+
+    @property
+    def has_owners(self) -> bool:
+        """Whether every part of the model was trained by none of the survivors, or by enough for the floor."""
+        floor = block_floor(self._manifest)
+        return not exposed_blocks(self._manifest, self.survivors, floor)
 
     def add(self, site_id: str, commitment: Envelope, payload: bytes) -> bool:
         """Add one site's vector; False when it is not what the site signed, comes twice or comes too late."""
@@ -188,8 +196,14 @@ class MaskedSum:
 
         Raises:
             MaskingError: FH-SECAGG-002 too few shares, FH-SECAGG-003 they contradict each other, FH-SECAGG-009
-                there are fewer survivors than the floor.
+                there are fewer survivors than the floor, or fewer that trained a modality's part of the model.
         """
+        if not self.has_owners:
+            raise MaskingError(
+                "FH-SECAGG-009",
+                "a modality's part of the model was trained by fewer sites of the sum than its floor.",
+                why="A sum of fewer sites says too much about each of them.",
+            )
         if not self.has_quorum:
             raise MaskingError(
                 "FH-SECAGG-009",

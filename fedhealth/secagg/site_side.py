@@ -56,6 +56,7 @@ class MaskingSite:
         floors: what it insists on.
         manifest: signed by the pinned server key, and otherwise accepted.
         manifest_sha256: of the manifest's payload.
+        modalities: what it declared, where the study averages encoders over the sites that have them; else None.
         guard: the checks.
 
     Raises:
@@ -72,6 +73,7 @@ class MaskingSite:
         floors: Floors,
         manifest: Manifest,
         manifest_sha256: str,
+        modalities: tuple[str, ...] | None = None,
         guard: Guard | None = None,
     ) -> None:
         self._guard = Guard() if guard is None else guard
@@ -81,6 +83,7 @@ class MaskingSite:
         self._guard.check_roster(manifest, roster)
         self._guard.check_floor(manifest, floors)
         self._guard.check_threshold(manifest, floors)
+        self._guard.check_presence(manifest, own=site_id, modalities=modalities)
         self._guard.check_keys(manifest, roster, own=site_id, own_key=run_key.public)
         self._threshold = manifest.masking.threshold
         self._site_id, self._signing_key, self._run_key = site_id, signing_key, run_key
@@ -170,6 +173,7 @@ class MaskingSite:
             )
         self._guard.check_lists(request, self._manifest, self._site_id)
         self._guard.check_survivors(request, self._manifest, self._floors)
+        self._guard.check_blocks(request, self._manifest, self._floors)
         self._guard.check_first_list(request, accepted)
         self._guard.check_commitments(request, self._manifest, self._roster)
         self._check_parts(request, payload)

@@ -31,6 +31,7 @@ from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.round_settings import distributed_plan, rotation_seed, round_layout
 from fedhealth.secagg.server_side import MaskedSum
 from fedhealth.secagg.statements import KeyRequest, MaskKey
+from fedhealth.server.block_means import block_means
 from fedhealth.server.home import RunFolder
 from fedhealth.server.messages import RoundTransport
 from fedhealth.server.roster import RosterLine
@@ -189,7 +190,7 @@ class Masking:
             self._unmask_trips(masked, manifest)
             words = total.remove_masks()
             fixed_point.check_sum(words, masked.layout, len(total.survivors))
-            return self._total(words, masked.layout, manifest, manifest_sha256, origin)
+            return self._total(masked, words, manifest, manifest_sha256, origin)
         except MaskingError as error:
             log.warning("no usable sum: %s", error.code)
             return None
@@ -252,17 +253,23 @@ class Masking:
 
     def _total(
         self,
+        masked: MaskedRound,
         words: Words,
-        layout: MaskedLayout,
         manifest: Manifest,
         manifest_sha256: str,
         origin: Vector,
     ) -> MaskedTotal:
         plan = distributed_plan(self.study, manifest.spec.num_elements)
+        layout, blocks = masked.layout, block_means(manifest, masked.total.survivors)
         if plan is not None:
             whole = fixed_point.signed(words[: layout.num_values], layout.modulus_bits)
             noised = decode_noised(whole, plan, rotation_seed(manifest_sha256))
             mean = noised / self._denominator()
+            for (
+                block
+            ) in blocks:  # the divisor of a block is the number of its owners, public as they are
+                for part in block.parts:
+                    mean[part] *= plan.num_sites / len(block.owners) if block.owners else 0.0
             return MaskedTotal(
                 vector=_moved(origin, mean),
                 weight=1.0,
@@ -270,12 +277,16 @@ class Masking:
                 evaluate_metrics={},
                 num_cut=None,
             )
-        said = fixed_point.decode(words, layout)
+        in_sum = [
+            fixed_point.SumOfBlock(parts=block.parts, num_owners=len(block.owners))
+            for block in blocks
+        ]
+        said = fixed_point.decode(words, layout, in_sum)
         vector = None
         if manifest.kind == "train" and manifest.masking is not None:
             share = manifest.masking.kept_share
             kept = kept_coordinates(manifest_sha256, origin.size, share)
-            vector = said.moved(origin, kept, exact_share(share))
+            vector = said.moved(origin, kept, exact_share(share), in_sum)
         return MaskedTotal(
             vector=vector,
             weight=float(said.weight),

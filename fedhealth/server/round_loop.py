@@ -286,6 +286,8 @@ class RoundLoop:
         has_quorum = done.masked is None or done.masked.total.has_quorum
         if num_answered < manifest.min_cohort or not has_quorum:
             return void(done, VoidReason.MINIMUM_COHORT)
+        if done.masked is not None and not done.masked.total.has_owners:
+            return void(done, VoidReason.MINIMUM_OWNERS)
         if self._masking is not None and done.masked is not None:
             done.total = self._masking.unmask(done.masked, manifest, digest, now.vector)
             clock.lap("unmask")

@@ -15,6 +15,7 @@ from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import Vector
 from fedhealth.durable import read_json, write_json
 from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.evidence.presence import owners_of
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest, open_statement
 from fedhealth.gate.gate import (
@@ -194,8 +195,14 @@ class SiteMasking:
             floors=self._floors,
             manifest=manifest,
             manifest_sha256=digest,
+            modalities=self._declared(manifest),
             guard=self._guard,
         )
+
+    def _declared(self, manifest: Manifest) -> tuple[str, ...] | None:
+        """What a manifest has to say about this site; nothing where every tensor is averaged over all sites."""
+        is_by_modality = self._pinned.study.averages_by_modality and manifest.kind == "train"
+        return self._pinned.admission.site.modalities if is_by_modality else None
 
     def _open(self, kind: type[S], envelope: Envelope) -> S:
         try:
@@ -305,6 +312,7 @@ class RoundMask:
             kept = kept_coordinates(self._envelope.payload_digest, change.size, masking.kept_share)
             change = change if kept is None else change[kept]
         study = self._pinned.study
+        own, blocks = self._pinned.config.site_id, self._manifest.blocks
         by_size = weighs_by_size(study, study.run(self._manifest.run_name))
         return fixed_point.encode(
             fixed_point.SumInput(
@@ -312,6 +320,7 @@ class RoundMask:
                 weight=self._pinned.config.declared_train_size if by_size else 1,
                 train_metrics=cleared.train_metrics,
                 evaluate_metrics=cleared.evaluate_metrics,
+                trains=tuple(own in owners_of(self._manifest, b.modality) for b in blocks),
             ),
             self.layout,
             Randomness.from_os(),

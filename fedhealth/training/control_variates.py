@@ -9,7 +9,7 @@ tensors alone. So under patient-level privacy it is post-processing of the noise
 which stays here, is a function of such values of this and earlier rounds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from fedhealth.contracts.control_variates import CONTROL_PREFIX, with_controls
 from fedhealth.contracts.local_training import SiteContext
 from fedhealth.errors import ConfigError, TrainingError
+from fedhealth.training.frozen_tensors import trained as trained_of
 from fedhealth.training.learner import Learner, dump, spec_of
 from fedhealth.training.private_head import HeadStore
 
@@ -71,7 +72,7 @@ class OwnControls:
 def corrections(
     learner: Learner, incoming: Mapping[str, NDArray[np.float32]], own: Tensors
 ) -> dict[str, Tensor]:
-    """``c - c_i`` by shared tensor, on the learner's device: added to every step's gradient.
+    """``c - c_i`` by shared tensor that is trained, on the learner's device: added to every step's gradient.
 
     Args:
         learner: whose shared tensors are corrected.
@@ -80,7 +81,7 @@ def corrections(
     """
     return {
         name: torch.from_numpy(incoming[CONTROL_PREFIX + name] - own[name]).to(learner.device)
-        for name in learner.shared
+        for name in trained_of(learner.shared)
     }
 
 
@@ -91,8 +92,9 @@ def finish(
     *,
     learning_rate: float,
     num_steps: int,
+    frozen: Collection[str] = (),
 ) -> Corrected:
-    """Option II, worked out in float64.
+    """Option II, worked out in float64. Of a frozen tensor c leaves as it came, and c_i stays.
 
     Args:
         incoming: x under the model's names, c under its control names.
@@ -100,9 +102,14 @@ def finish(
         own: c_i.
         learning_rate: eta.
         num_steps: K, at least 1.
+        frozen: model tensors that took no step.
     """
     outgoing, following = dict(trained), {}
     for name, y in trained.items():
+        if name in frozen:
+            outgoing[CONTROL_PREFIX + name] = incoming[CONTROL_PREFIX + name]
+            following[name] = own[name]
+            continue
         x = incoming[name].astype(np.float64)
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the gate refuses
             gone = ((x - y) / (num_steps * learning_rate)).astype(np.float32)

@@ -223,7 +223,8 @@ class SupervisedSession:
             optimizer=self._study.training.optimizer,
             num_steps=self._count_steps(task.mechanism),
         )
-        return replace(update, tensors=outgoing)
+        as_they_came = {name: update.tensors[name] for name in task.frozen}
+        return replace(update, tensors={**outgoing, **as_they_came})
 
     def _train_corrected(self, incoming: Tensors, task: RoundTask) -> LocalUpdate:
         """SCAFFOLD's round: corrected steps, then both halves of the update and the next control variate."""
@@ -237,6 +238,7 @@ class SupervisedSession:
             own,
             learning_rate=self._study.training.optimizer.learning_rate,
             num_steps=self._count_steps(task.mechanism),
+            frozen=task.frozen,
         )
         self._pending_controls = done.own
         return replace(update, tensors=done.outgoing)

@@ -168,6 +168,7 @@ def factory(root: Path) -> Iterator[MakeFederation]:
         name: str = "federation",
         package: str = "synthetic",
         package_options: Callable[[int], Mapping[str, object]] = lambda _: {},
+        modalities: Mapping[int, tuple[str, ...]] | None = None,
     ) -> Federation:
         folder = root / name
         folder.mkdir(parents=True)
@@ -190,6 +191,7 @@ def factory(root: Path) -> Iterator[MakeFederation]:
                 package_options=package_options(index),
                 data_dir=home.root / "data",
                 train_size=sizes[index],
+                modalities=(modalities or {}).get(index + 1),
             )
             done = init_site(home, federation.server.invitation, settings)
             join(home, admit(federation.server, done.request_path).admission_path)

@@ -55,3 +55,19 @@ def test_build_finds_a_grid_that_does_not_fit_the_image_encoder() -> None:
     findings = check_study(study(model=model), build=True)
     assert codes(findings, "error") == {"FH-MODEL-030"}
     assert "multiples of 12" in findings[0].text
+
+
+def test_build_says_what_is_averaged_over_the_sites_that_have_a_modality() -> None:
+    federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
+    model = {"name": "multimodal"}
+    findings = check_study(study(model=model, federation=federation), build=True)
+    blocks = [f.text for f in findings if f.code == "FH-CONFIG-035"]
+    assert any("averaged over the sites that declare" in text for text in blocks)
+    assert not codes(findings, "error")
+
+
+def test_build_refuses_a_method_that_does_not_know_modalities() -> None:
+    federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
+    training = {"name": "add_one", "local_steps": 1}
+    findings = check_study(study(training=training, federation=federation), build=True)
+    assert codes(findings, "error") == {"FH-MODEL-011"}

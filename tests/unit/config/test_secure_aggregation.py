@@ -119,6 +119,28 @@ def test_study_check_tells_bits_noise_and_what_cannot_be() -> None:
     assert "error" in codes(made({"distributed_privacy": coarse})).values()
 
 
+def test_study_check_says_what_two_hidden_weights_tell() -> None:
+    federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
+    assert codes(made({}, federation=federation))["FH-SECAGG-028"] == "note"
+    uniform = [
+        {
+            "name": "main",
+            "num_rounds": 1,
+            "strategy": {"name": "fedavg", "options": {"weighting": "uniform"}},
+        }
+    ]
+    assert "FH-SECAGG-028" not in codes(made({}, federation=federation, runs=uniform))
+    public = {"noise_multiplier": 1.0, "clipping_norm": 1.0}
+    assert "FH-SECAGG-028" not in codes(made({}, federation=federation, privacy=public))
+
+
+def test_noise_of_patients_averages_every_tensor_over_all_sites() -> None:
+    federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
+    with pytest.raises(ValidationError, match="must be all_sites"):
+        made({"distributed_privacy": PATIENT_NOISE}, federation=federation)
+    assert made({"distributed_privacy": SITE_NOISE}, federation=federation).averages_by_modality
+
+
 def test_study_check_refuses_a_training_method_without_patients_gradients() -> None:
     study = made(
         {"distributed_privacy": PATIENT_NOISE},

@@ -35,6 +35,8 @@ class Consortium:
     bits: int = 16
     signing: dict[str, SigningKey] = field(default_factory=dict)
     running: dict[str, RunKey] = field(default_factory=dict)
+    declared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Modalities by site; the first half of the vector is then the block of `mri`."""
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -61,7 +63,11 @@ class Consortium:
         return MaskKey.model_validate(said | changes).sign(signer or self.signing[name])
 
     def member(self, name: str, **changes: Any) -> CohortMember:
-        said = {"key_id": self.signing[name].public.key_id, "mask_key": self.key_of(name)}
+        said = {
+            "key_id": self.signing[name].public.key_id,
+            "mask_key": self.key_of(name),
+            "modalities": self.declared.get(name),
+        }
         return CohortMember.model_validate({"site_id": name} | said | changes)
 
     def masking(self, **changes: Any) -> RoundMasking:
@@ -88,11 +94,11 @@ class Consortium:
             "attempt": 1,
             "kind": "train",
             "model_sha256": "b" * 64,
-            "tensors": (
-                ManifestTensor(
-                    name="w", shape=(max(1, self.num_values),), offset=0, dtype="float32"
-                ),
+            "tensors": tuple(
+                ManifestTensor(name=name, shape=(size,), offset=offset, dtype="float32")
+                for name, size, offset in self.tensors
             ),
+            "blocks": ({"modality": "mri", "tensors": ("mri",)},) if self.declared else (),
             "cohort": tuple(cohort),
             "min_cohort": 2,
             "strategy_config": {},
@@ -101,6 +107,14 @@ class Consortium:
             "opened_at": "2026-01-01T00:00:00Z",
         }
         return Manifest.model_validate(said | changes)
+
+    @property
+    def tensors(self) -> list[tuple[str, int, int]]:
+        """Name, size and offset of each."""
+        if not self.declared:
+            return [("w", max(1, self.num_values), 0)]
+        half = self.num_values // 2
+        return [("mri", half, 0), ("w", self.num_values - half, half)]
 
     def digest(self, manifest: Manifest) -> str:
         return manifest.sign(SERVER).payload_digest
@@ -112,7 +126,11 @@ class Consortium:
             levels=2 ** (self.bits - 1) - 1,
             value_range=1.0,
             max_weight=self.max_weight,
-            tail=TailLayout(train_metrics=("train_loss",), evaluate_metrics=("auc",)),
+            tail=TailLayout(
+                train_metrics=("train_loss",),
+                evaluate_metrics=("auc",),
+                num_blocks=1 if self.declared else 0,
+            ),
         )
 
     def site(
@@ -133,6 +151,7 @@ class Consortium:
             floors=self.floors if floors is None else floors,
             manifest=manifest,
             manifest_sha256=self.digest(manifest),
+            modalities=self.declared.get(name),
             guard=guard,
         )
 

@@ -441,6 +441,43 @@ def shares_of_many_lists_mixed(guard: Guard, make: Any) -> None:
     assert (stage.uncover([v, w]) == stage.sum_of([v, w])).all()
 
 
+class BlockStage(Stage):
+    """The first half of the vector belongs to a modality; a site that lacks it adds nothing there."""
+
+    block = slice(0, COUNT // 2)
+
+    def words_of(self, name: str) -> Any:
+        words = super().words_of(name)
+        if "mri" not in self.consortium.declared[name]:
+            words[self.block] = 0
+        return words
+
+
+def with_mri(make: Any, num: int, *owners: int) -> Any:
+    declared = {f"site-{n}": ("ehr", "mri") if n in owners else ("ehr",) for n in range(num)}
+    return make(num, num_values=COUNT, declared=declared)
+
+
+def owners_that_declared_nothing(guard: Guard, make: Any) -> None:
+    """One site has imaging, and the manifest says that all have: enough owners, and one update in their sum."""
+    consortium = with_mri(make, 4, 0)
+    members = [consortium.member(name, modalities=("ehr", "mri")) for name in consortium.names]
+    stage = BlockStage(consortium, guard, manifest=consortium.manifest(members=members))
+    stage.whole_list(stage.cohort, [], stage.cohort)
+    shown = stage.uncover(stage.cohort)[stage.block]
+    assert (shown == stage.plain["site-0"][stage.block]).all()
+
+
+def one_owner_among_the_survivors(guard: Guard, make: Any) -> None:
+    """Of three sites with imaging two are said to have dropped out: the list is long enough, the block's is not."""
+    stage = BlockStage(with_mri(make, 5, 0, 1, 2), guard)
+    victim, a, b, c, d = stage.cohort
+    stage.whole_list([victim, c, d], [a, b], [victim, c, d])
+    shown = stage.uncover([victim, c, d])
+    assert (shown[stage.block] == stage.plain[victim][stage.block]).all()
+    assert (shown == stage.sum_of([victim, c, d])).all()
+
+
 @dataclass(frozen=True)
 class Attack:
     """What it is, the checks that stop it, and the code with which it is refused."""
@@ -474,6 +511,8 @@ ATTACKS = [
     Attack(overlapping_lists, ("check_lists",), DropCode.SECAGG_OVERLAP),
     Attack(left_out_site_instead_of_a_dropped_one, ("check_lists",), DropCode.SECAGG_LISTS),
     Attack(fewer_survivors_than_the_floor, ("check_survivors",), DropCode.SECAGG_FLOOR),
+    Attack(owners_that_declared_nothing, ("check_presence",), DropCode.PRESENCE_MISMATCH),
+    Attack(one_owner_among_the_survivors, ("check_blocks",), DropCode.SECAGG_BLOCK_FLOOR),
     Attack(second_list_after_unmasking, ("check_first_list",), DropCode.SECAGG_SECOND_LIST),
     Attack(second_list_after_agreeing, ("check_first_list",), DropCode.SECAGG_SECOND_LIST),
     Attack(late_vector_of_a_dropped_site, ("check_first_list",), DropCode.SECAGG_SECOND_LIST),

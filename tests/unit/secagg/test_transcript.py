@@ -128,7 +128,7 @@ def test_the_search_covers_all_that_a_server_holds(make_consortium: Any, rounds:
     held = set(type(game.total).__init__.__code__.co_names)
     own = {name for name in held if re.fullmatch(r"_[a-z_]+", name)}
     assert own == {
-        "_digest", "_layout", "_keys", "_threshold", "_floor", "_cohort",  # public
+        "_digest", "_layout", "_keys", "_threshold", "_floor", "_cohort", "_manifest",  # public
         "_total", "_in", "_is_fixed", "_agreements", "_shares",
     }  # fmt: skip
 

@@ -69,6 +69,36 @@ def test_no_step_decay_or_proximal_pull_moves_a_frozen_tensor(
     assert moved(session.train(vector, task(tiny, 1, set())), before) == set(before)
 
 
+def test_a_strategy_that_stretches_updates_leaves_the_bits_of_a_frozen_tensor(
+    tiny: Any, tmp_path: Any
+) -> None:
+    session, spec, before, frozen = opened(tiny, tmp_path, tiny.study())
+    for name in frozen:
+        before[name].flat[0] = -0.0  # a sum with a change of zero would lose the sign
+    update = session.train(spec.flatten(before), task(tiny, 1, frozen, effective_steps=2.5))
+    assert moved(update, before) == set(before) - frozen
+
+
+@pytest.mark.parametrize("mechanism", [None, MECHANISM], ids=["plain", "private"])
+def test_control_variates_of_frozen_tensors_stay_too(
+    tiny: Any, tmp_path: Any, mechanism: Any
+) -> None:
+    runs = [{"name": "plain", "num_rounds": 3, "control_variates": True}]
+    sgd = {"name": "sgd", "learning_rate": 0.05}
+    training = {"local_epochs": 1, "batch_size": 8, "optimizer": sgd}
+    privacy = {} if mechanism is None else {"privacy": PRIVATE}
+    study = tiny.study(training=training, runs=runs, **privacy)
+    session, spec, before, frozen = opened(tiny, tmp_path, study)
+    assert {name.removeprefix("control.") for name in frozen} < frozen
+    for name in before:
+        if name.startswith("control."):  # as in a later round: its correction would move the tensor
+            before[name] = np.full_like(before[name], 0.01)
+    for number in (1, 2):
+        update = session.train(spec.flatten(before), task(tiny, number, frozen, mechanism))
+        assert moved(update, before) == set(before) - frozen
+        session.commit(number)
+
+
 def test_frozen_tensors_get_no_noise_and_all_others_do(tiny: Any, tmp_path: Any) -> None:
     study = tiny.study(privacy=PRIVATE)
     session, spec, before, frozen = opened(tiny, tmp_path, study)
