@@ -33,6 +33,8 @@ class Commands(LazyGroup):
         "benefit": ("fedhealth.cli.benefit", "Was it worth it, against training alone?"),
         "demo": ("fedhealth.cli.demo", "A whole federation on this machine."),
         "site": ("fedhealth.cli.site", "Join a study, train in its rounds, keep the results."),
+        "model": ("fedhealth.cli.model", "Export a trained model, recalibrate it at a site."),
+        "predict": ("fedhealth.cli.predict", "Score new patients with a trained model."),
     }
 
 

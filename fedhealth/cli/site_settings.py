@@ -41,11 +41,16 @@ def settings_from_options(
     return SiteSettings(
         site_id=site_id,
         package=package,
-        package_options=dict(_parse(option) for option in options),
+        package_options=package_options(options),
         data_dir=data_dir.resolve(),
         train_size=train_size,
         modalities=tuple(modalities) or None,
     )
+
+
+def package_options(options: Sequence[str]) -> dict[str, object]:
+    """Options of a site package from NAME=VALUE. Raises UsageError (FH-USAGE-016)."""
+    return dict(_parse(option) for option in options)
 
 
 def _parse(option: str) -> tuple[str, object]:

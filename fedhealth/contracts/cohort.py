@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ class LazyMask(Protocol):
             SiteDataError: the file is unreadable, not on the image's grid, or has a code outside the contract.
         """
         ...
+
+
+UNKNOWN_LABEL: Final = -1
+"""`Patient.label` of a new patient: no code, so that nothing can be trained on or judged by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,21 @@ class SitePackage(Protocol):
 
     def load_cohort(self, contract: DataContract) -> Cohort:
         """Read and check the cohort against the contract.
+
+        Raises:
+            SiteDataError: the data does not keep the contract.
+        """
+        ...
+
+
+class ReadsNewPatients(Protocol):
+    """What a site package can have besides, so that a hospital can score patients whose label nobody knows yet."""
+
+    def load_new_patients(self, contract: DataContract) -> Cohort:
+        """Read and check patients without labels from the package's data folder, which is only read.
+
+        Args:
+            contract: the study's, with `has_labels` False.
 
         Raises:
             SiteDataError: the data does not keep the contract.

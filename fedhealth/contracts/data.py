@@ -116,6 +116,9 @@ class DataContract:
 
     `target` is None where the label is one code a patient, of `label_codes` in `label_column`; else it says what is
     predicted, and those two are empty.
+
+    `has_labels` is False for new patients, who are to be predicted: nothing is read of their label, and they are never
+    trained on (see `contracts.cohort.ReadsNewPatients`).
     """
 
     patient_id_column: str
@@ -125,10 +128,13 @@ class DataContract:
     split: SplitPlan
     records_per_patient: int = 1
     target: Target | None = None
+    has_labels: bool = True
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """The columns of `cohort.csv` that hold the label; none for masks."""
+        """The columns of `cohort.csv` that hold the label; none for masks and for new patients."""
+        if not self.has_labels:
+            return ()
         match self.target:
             case None:
                 return (self.label_column,)

@@ -40,7 +40,8 @@ class Batch:
             j, k. After `PatientDataset.encode_volumes`: (B, E) embeddings.
         present: modality name (table or volume) -> (B,) bool.
         labels: (B,) int64, index into the contract's `label_codes`; or, by the contract's `target`, (B, L) int64 of
-            0 and 1, (B, 2) float32 time and event, or (B, D, H, W) uint8 indices into the mask's codes.
+            0 and 1, (B, 2) float32 time and event, or (B, D, H, W) uint8 indices into the mask's codes; of new
+            patients (B,) `UNKNOWN_LABEL`.
     """
 
     tables: dict[str, Tensor] = field(repr=False)
@@ -285,7 +286,7 @@ class PatientDataset:
 
     def _labels_of(self, rows: Tensor) -> Tensor:
         target = self._contract.target
-        if not isinstance(target, MaskLabel):
+        if not isinstance(target, MaskLabel) or not self._contract.has_labels:
             return self._labels[rows]
         stack = torch.zeros((len(rows), *target.grid.shape), dtype=torch.uint8)
         for position, row in enumerate(rows.tolist()):

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedhealth.contracts.cohort import UNKNOWN_LABEL
 from fedhealth.contracts.data import Column, DataContract, SurvivalLabel, TableModality
 from fedhealth.data.columns import FIRST_DATA_ROW, Mask, check_column, describe_rows
 from fedhealth.errors import SiteDataError
@@ -37,7 +38,8 @@ class CohortTable:
 
     Attributes:
         patient_ids: N pseudonyms, each at most `records_per_patient` times.
-        labels: (N,) int64 codes of the contract; zeros where its `target` says that the label is something else.
+        labels: (N,) int64 codes of the contract; zeros where its `target` says that the label is something else,
+            `UNKNOWN_LABEL` for new patients.
         targets: (N, L) float64 of the contract's `label_columns` in that case, of width 0 for masks and codes.
         tables: modality name -> (N, C) float64, NaN where missing.
         rows: N spreadsheet row numbers.
@@ -69,7 +71,9 @@ def read_cohort_csv(path: Path, contract: DataContract) -> CohortTable:
     rows = tuple(range(FIRST_DATA_ROW, FIRST_DATA_ROW + len(frame)))
     patient_ids = _patient_ids(frame[contract.patient_id_column], contract, rows)
     labels, targets = np.zeros(len(frame), dtype=np.int64), np.zeros((len(frame), 0))
-    if contract.target is None:
+    if not contract.has_labels:
+        labels = np.full(len(frame), UNKNOWN_LABEL, dtype=np.int64)
+    elif contract.target is None:
         labels = _labels(frame[contract.label_column], contract, rows)
     elif contract.label_columns:
         targets = _targets(frame, contract, rows)

@@ -102,7 +102,7 @@ def _volumes_of(
 
 def _masks_of(folder: Path, contract: DataContract, table: CohortTable) -> list[LazyMask]:
     label = contract.target
-    if not isinstance(label, MaskLabel):
+    if not isinstance(label, MaskLabel) or not contract.has_labels:
         return []
     records = list(zip(table.patient_ids, table.rows, strict=True))
     paths = [_volume_path(folder / label.name, patient_id, row) for patient_id, row in records]

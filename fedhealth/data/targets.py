@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedhealth.contracts.cohort import LazyMask, Patient
+from fedhealth.contracts.cohort import UNKNOWN_LABEL, LazyMask, Patient
 from fedhealth.contracts.data import (
     DataContract,
     MaskLabel,
@@ -29,11 +29,13 @@ def label_tensor(patients: Sequence[Patient], contract: DataContract) -> Tensor:
 
     Returns:
         (N,) int64 index into `label_codes`; (N, L) int64 of 0 and 1; or (N, 2) float32 time and event. For masks
-        (N,) int64 zeros.
+        (N,) int64 zeros; for new patients (N,) `UNKNOWN_LABEL`.
 
     Raises:
         SiteDataError: FH-DATA-031 a label is not in the contract, FH-DATA-060 a target is missing or wrong.
     """
+    if not contract.has_labels:
+        return torch.full((len(patients),), UNKNOWN_LABEL, dtype=torch.int64)
     if contract.target is None:
         return _code_indices(patients, contract)
     refuse_wrong_targets(patients, contract.target)

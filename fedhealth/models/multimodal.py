@@ -22,7 +22,7 @@ from fedhealth.models.pretrained import check_phantom_fits, load_phantom_encoder
 from fedhealth.models.published_weights import LoadedWeights, load_published
 from fedhealth.models.table_encoder import TableEncoder
 from fedhealth.models.trainable_parts import keep_trainable
-from fedhealth.models.weight_files import PinnedFile
+from fedhealth.models.weight_files import PinnedFile, are_weights_replaced
 
 FUSION_PARTS = ("fusion.", "absent.")
 """Parameters by which modalities are joined: the fusion, and what stands in for an absent modality."""
@@ -150,7 +150,7 @@ def _encoder(contract: DataContract, modality: Modality, options: MultimodalOpti
     if options.image_weights == "phantom" and isinstance(encoder, ImageEncoder):
         check_phantom_fits(modality)
         load_phantom_encoder(encoder)
-    if options.image_weights == "file":
+    if options.image_weights == "file" and not are_weights_replaced():
         _load_file(encoder, options)
     return encoder
 

@@ -20,6 +20,7 @@ MAX_FILE_BYTES = 2 << 30
 """ViT-B in float32 has 0.35 GB; a file is read whole before it is believed."""
 
 _folders: ContextVar[tuple[Path, ...]] = ContextVar("weights_folders", default=())
+_replaced: ContextVar[bool] = ContextVar("weights_replaced", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,21 @@ def weights_in(*parents: Path) -> Iterator[None]:
         yield
     finally:
         _folders.reset(token)
+
+
+@contextmanager
+def weights_replaced() -> Iterator[None]:
+    """Inside, models are built without their file: the caller gives them all their weights afterwards."""
+    token = _replaced.set(True)
+    try:
+        yield
+    finally:
+        _replaced.reset(token)
+
+
+def are_weights_replaced() -> bool:
+    """Whether a builder leaves the pinned file out."""
+    return _replaced.get()
 
 
 def find_file(pinned: PinnedFile) -> tuple[Path, bytes]:

@@ -70,11 +70,7 @@ def fit_calibration(
     """
     if labels.size == 0 or labels.min() == labels.max():
         return None
-    logits = np.clip(
-        np.log(np.maximum(probabilities, 1e-300)) - np.log(np.maximum(1 - probabilities, 1e-300)),
-        -FURTHEST_LOGIT,
-        FURTHEST_LOGIT,
-    )
+    logits = log_odds(probabilities)
     if np.ptp(logits) == 0:
         return None
     both = _logistic(np.column_stack([np.ones_like(logits), logits]), labels, np.zeros_like(logits))
@@ -82,6 +78,34 @@ def fit_calibration(
     if both is None or level is None:
         return None
     return CalibrationFit(slope=float(both[1]), intercept=float(level[0]))
+
+
+def fit_platt(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[float, float] | None:
+    """Intercept and slope of recalibrated log odds, intercept + slope * logit(p), by maximum likelihood.
+
+    Platt 1999, "Probabilistic outputs for support vector machines", without his smoothed targets.
+
+    Returns:
+        None as `fit_calibration`.
+    """
+    if labels.size == 0 or labels.min() == labels.max():
+        return None
+    logits = log_odds(probabilities)
+    if np.ptp(logits) == 0:
+        return None
+    found = _logistic(
+        np.column_stack([np.ones_like(logits), logits]), labels, np.zeros_like(logits)
+    )
+    return None if found is None else (float(found[0]), float(found[1]))
+
+
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) logits, cut at `FURTHEST_LOGIT`."""
+    odds = np.log(np.maximum(probabilities, 1e-300)) - np.log(np.maximum(1 - probabilities, 1e-300))
+    cut: NDArray[np.float64] = np.clip(odds, -FURTHEST_LOGIT, FURTHEST_LOGIT)
+    return cut
 
 
 def calibration_null(

@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedhealth.contracts.cohort import Cohort, LazyMask, SitePackage
+from fedhealth.contracts.cohort import UNKNOWN_LABEL, Cohort, LazyMask, SitePackage
 from fedhealth.contracts.data import (
     Column,
     DataContract,
@@ -176,6 +176,21 @@ class SiteContract:
         contract = self.contract()
         other = replace(contract, modalities=(*contract.modalities, table))
         self.assert_refused(data_dir, cache_dir, other, ids)
+
+    def test_new_patients_are_read_without_a_label_and_nothing_is_written_beside_them(
+        self, data_dir: Path, cache_dir: Path
+    ) -> None:
+        read_new = getattr(self.package, "load_new_patients", None)
+        if read_new is None:
+            pytest.skip("the package does not read new patients")
+        known = self.load(data_dir, cache_dir).patients
+        before = snapshot(data_dir)
+        site = self.package(data_dir=data_dir, options=dict(self.options), cache_dir=cache_dir)
+        contract = replace(self.contract(), label_column="nobody_knows_yet", has_labels=False)
+        cohort: Cohort = read_new(site, contract)
+        assert {patient.label for patient in cohort.patients} == {UNKNOWN_LABEL}
+        assert [p.patient_id for p in cohort.patients] == [p.patient_id for p in known]
+        assert snapshot(data_dir) == before
 
     def test_an_unknown_option_is_refused(self, data_dir: Path, cache_dir: Path) -> None:
         options = {**self.options, "no_package_knows_this": 1}

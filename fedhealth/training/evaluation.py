@@ -57,21 +57,32 @@ def scores_on_test(
     """
     torch.set_num_threads(site.num_threads)
     learner = Learner(study, run, device=site.device)
-    model = model_part(vector, has_controls=run.control_variates)
-    load(learner.shared, spec_of(learner.shared).unflatten(model))
-    if learner.private:
-        newest = head_store(site, run, learner).newest()
-        if newest is None:
-            raise TrainingError(
-                "FH-TRAIN-009",
-                f"this site has no private head of run {run.name!r}.",
-                why="Only a site that took part has one, and a head that was never trained says nothing.",
-                fix="Evaluate a run without personalisation, or take part in this one.",
-            )
-        load(learner.private, newest[1])
+    load_run_model(learner, run, vector, site)
     patients = split_patients(site.load_cohort())[SplitName.TEST]
     dataset = PatientDataset(patients, learner.contract, memory_limit_bytes=0)
     return scores_on(learner, dataset, batch_size=supervised_options(study).evaluation_batch_size)
+
+
+def load_run_model(learner: Learner, run: "RunPlan", vector: Vector, site: SiteContext) -> None:
+    """Give a learner a run's global vector, and this site's private head where the run has one.
+
+    Raises:
+        AggregationError: FH-TENSOR-003 the vector is not on the learner's spec.
+        TrainingError: FH-TRAIN-006 the private head is damaged, FH-TRAIN-009 this site has none.
+    """
+    model = model_part(vector, has_controls=run.control_variates)
+    load(learner.shared, spec_of(learner.shared).unflatten(model))
+    if not learner.private:
+        return
+    newest = head_store(site, run, learner).newest()
+    if newest is None:
+        raise TrainingError(
+            "FH-TRAIN-009",
+            f"this site has no private head of run {run.name!r}.",
+            why="Only a site that took part has one, and a head that was never trained says nothing.",
+            fix="Evaluate a run without personalisation, or take part in this one.",
+        )
+    load(learner.private, newest[1])
 
 
 def bootstrap_seed(study: "Study", site_id: str) -> int:

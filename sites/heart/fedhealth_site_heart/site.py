@@ -56,6 +56,10 @@ class HeartSite:
         self._fill()
         return read_folder_cohort(self._data_dir, contract, self._cache_dir)
 
+    def load_new_patients(self, contract: DataContract) -> Cohort:
+        """Patients to predict, from a folder in the generic layout. Raises as `read_folder_cohort`."""
+        return read_folder_cohort(self._data_dir, contract, self._cache_dir)
+
     def _fill(self) -> None:
         path = self._data_dir / COHORT_FILE
         text = cohort_csv(self._options.hospital)

@@ -46,6 +46,10 @@ class SyntheticSite:
             self._fill()
         return read_folder_cohort(self._data_dir, contract, self._cache_dir)
 
+    def load_new_patients(self, contract: DataContract) -> Cohort:
+        """Patients to predict, from a folder in the generic layout. Raises as `read_folder_cohort`."""
+        return read_folder_cohort(self._data_dir, contract, self._cache_dir)
+
     def _is_complete(self) -> bool:
         """Whether the folder holds the cohort of these options; refuses any folder that is not ours."""
         path = self._data_dir / OPTIONS_FILE

@@ -1,0 +1,115 @@
+"""`fedhealth model`: take a trained model out of its federation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedhealth.cli.output import JsonOption, emit_json, new_app, say
+
+app = new_app("Export a trained model, recalibrate it at a site.")
+
+StudyOption = Annotated[
+    str | None, typer.Option("--study", help="Study id, when a site's home holds several.")
+]
+RunOption = Annotated[
+    str | None, typer.Option("--run", help="Run, when several are finished; a server needs it.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Keep the group a group, whatever the number of its commands."""
+
+
+@app.command()
+def export(  # noqa: PLR0917 - typer passes options by name
+    home: Annotated[
+        Path, typer.Option(help="A server's home: the global model. A site's home: its own.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not hold anything.")],
+    run: RunOption = None,
+    study: StudyOption = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="At a site: folder with the run's round records, for the model card."),
+    ] = None,
+    allow_unprotected: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unprotected",
+            help="At a site: also tensors trained without differential privacy; the card says so.",
+        ),
+    ] = False,
+    intended_use: Annotated[
+        str | None, typer.Option(help="For the card; research, not clinical, if left out.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="Another limit for the card; may be repeated.")
+    ] = None,
+    authors: Annotated[str | None, typer.Option(help="For the card: who made it.")] = None,
+    license_file: Annotated[
+        Path | None, typer.Option("--license", help="Text file that becomes LICENSE.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a MONAI bundle with safetensors and a model card. Example: --home srv --run main --out bundle."""
+    from fedhealth.cli.model_files import read_license, words_of
+    from fedhealth.models.weight_files import weights_in
+    from fedhealth.report.model_bundle import write_bundle
+    from fedhealth.server.export import export_global_model
+    from fedhealth.server.home import ServerHome
+    from fedhealth.site.export import export_own_model
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.own_model import open_own_model
+
+    words, text = words_of(intended_use, limit or [], authors), read_license(license_file)
+    site = SiteHome(home.resolve())
+    with weights_in(home.resolve()):
+        if site.config_path.exists():
+            files, card = export_own_model(
+                open_own_model(site, study, run),
+                words,
+                records=records,
+                license_text=text,
+                allow_unprotected=allow_unprotected,
+            )
+        else:
+            files, card = export_global_model(
+                ServerHome(home.resolve()), run or "", words, license_text=text
+            )
+    write_bundle(out, files)
+    say(
+        f"Wrote {out}: {len(files)} files, model {card.model_sha256[:16]}. Read {out / 'docs' / 'README.md'}"
+    )
+    if card.missing_tensors:
+        say(f"It lacks {card.missing_tensors} tensors that only the sites have: it cannot predict.")
+    if json:
+        emit_json("model-export", {"files": sorted(files), "card": card.model_dump(mode="json")})
+
+
+@app.command()
+def recalibrate(
+    home: Annotated[Path, typer.Option(help="The site's home folder.")],
+    run: RunOption = None,
+    study: StudyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit this site's probabilities to its own validation patients. Stays at the site. Exit 4: too few of them."""
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from fedhealth.models.weight_files import weights_in
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.own_model import open_own_model
+    from fedhealth.site.recalibration import recalibrate as fit
+
+    with weights_in(home.resolve()):
+        own = open_own_model(SiteHome(home.resolve()), study, run)
+    made = fit(own, made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    say(
+        f"Run {own.run.name}: log odds become {made.intercept:+.3f} {made.slope:+.3f} x log odds, fitted on "
+        f"{made.num_patients} validation patients."
+    )
+    if json:
+        emit_json("model-recalibrate", asdict(made))

@@ -1,0 +1,102 @@
+"""A site's own model of a finished run: the global tensors that it received, and what it keeps to itself.
+
+Called by `model export`, `model recalibrate` and `predict` with a site's home.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from fedhealth.contracts.tensors import vector_digest, vector_from_bytes
+from fedhealth.errors import UsageError
+from fedhealth.site.home import Pinned, SiteHome, load_pinned
+from fedhealth.site.sessions import Sessions, global_model_path
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import RunPlan
+    from fedhealth.models.exported import OpenedModel
+    from fedhealth.training.learner import Learner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnModel:
+    """A run's model at this site.
+
+    Attributes:
+        weights: bytes of the weights file of all its parameters.
+        model_sha256: digest of the shared tensors, as round records name it.
+    """
+
+    pinned: Pinned
+    run: "RunPlan"
+    sessions: Sessions = field(repr=False)
+    learner: "Learner" = field(repr=False)
+    weights: bytes = field(repr=False)
+    model_sha256: str
+
+    def opened(self) -> "OpenedModel":
+        """The model as `predict` uses it."""
+        import hashlib
+
+        from fedhealth.models.exported import OpenedModel
+
+        return OpenedModel(
+            model=self.learner.model,
+            task=self.learner.task,
+            contract=replace(self.learner.contract, has_labels=False),
+            weights_sha256=hashlib.sha256(self.weights).hexdigest(),
+        )
+
+
+def open_own_model(home: SiteHome, study_id: str | None, run_name: str | None) -> OwnModel:
+    """The model of a finished run, with this site's own tensors where it has any.
+
+    Args:
+        home: the site's home.
+        study_id: which study; None where the home holds one.
+        run_name: which run; None where the study has one.
+
+    Raises:
+        UsageError: FH-USAGE-084 no such run, or it is not finished here, FH-USAGE-083 the training method has no such
+            model; FH-USAGE-010 which study is not clear.
+        TrainingError: FH-TRAIN-006 the site's own tensors are damaged, FH-TRAIN-009 it has none.
+        AggregationError: FH-TENSOR-003 the received model is damaged.
+        ConfigError, IdentityError: see `load_pinned`.
+    """
+    from fedhealth.models.exported import weights_bytes
+    from fedhealth.training.evaluation import load_run_model
+    from fedhealth.training.learner import Learner
+
+    pinned = load_pinned(home, home.choose_study(study_id))
+    study = pinned.study
+    if study.training.name != "supervised":
+        raise UsageError(
+            "FH-USAGE-083",
+            f"training method {study.training.name!r} has no model that could be used here.",
+            why="Only supervised training has a model that reads patients.",
+            fix="Ask the method's authors how its result is used.",
+        )
+    finished = [r.name for r in study.runs if global_model_path(pinned, r.name).exists()]
+    if run_name is None and len(finished) == 1:
+        run_name = finished[0]
+    if run_name not in finished:
+        raise UsageError(
+            "FH-USAGE-084",
+            f"run {run_name!r} is not finished at this site."
+            if run_name
+            else "which run is not clear.",
+            why=f"Finished here: {', '.join(finished) or 'none'}. The model comes with the closing trip of a run.",
+            fix="Give a finished one with --run, or wait for the server (`fedhealth site status`).",
+        )
+    run, sessions = study.run(run_name), Sessions(home, pinned)
+    vector = vector_from_bytes(global_model_path(pinned, run_name).read_bytes())
+    site = sessions.context(run_name)
+    learner = Learner(study, run, device=site.device)
+    load_run_model(learner, run, vector, site)
+    return OwnModel(
+        pinned=pinned,
+        run=run,
+        sessions=sessions,
+        learner=learner,
+        weights=weights_bytes(dict(learner.model.named_parameters())),
+        model_sha256=vector_digest(vector),
+    )
