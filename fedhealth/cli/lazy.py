@@ -8,6 +8,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fedhealth.cli.weight_places import look_for_weights
+
 
 class LazyGroup(TyperGroup):
     """Shows `members` in help from their one-line texts; imports a member's module when it runs.
@@ -31,4 +33,5 @@ class LazyGroup(TyperGroup):
         if name is not None and name in self.members:
             command = typer.main.get_command(import_module(self.members[name][0]).app)
             command.name = name
+            look_for_weights(command)
         return name, command, rest

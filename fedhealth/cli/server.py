@@ -26,21 +26,19 @@ def init(  # noqa: PLR0917 - typer passes options by name
     """Make CA, keys, initial models and invitation. Example: fedhealth server init study.yaml --home srv."""
     from fedhealth.config.load import load_study
     from fedhealth.evidence.signing import fingerprint
-    from fedhealth.models.weight_files import weights_in
     from fedhealth.server.enrolment import init_server
     from fedhealth.server.home import ServerHome
     from fedhealth.site.sessions import load_training_method
 
     method = load_training_method(load_study(study).training.name)
-    with weights_in(home.resolve(), study.resolve().parent):
-        made = init_server(
-            ServerHome(home.resolve()),
-            study,
-            host=host,
-            listen_host=listen_host,
-            port=port,
-            method=method,
-        )
+    made = init_server(
+        ServerHome(home.resolve()),
+        study,
+        host=host,
+        listen_host=listen_host,
+        port=port,
+        method=method,
+    )
     say(f"Study {made.study.id}, digest {made.study_sha256}")
     say(f"Server key {fingerprint(made.server_key_id)}")
     say(f"Sites dial {made.address}. Send every hospital {made.invitation_path}")

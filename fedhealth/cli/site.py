@@ -129,12 +129,10 @@ def pin(
 @app.command()
 def check(home: HomeOption, study: StudyOption = None, json: JsonOption = False) -> None:
     """Read the cohort and check it against the study's data contract. Nothing is sent. Exit 4 if wrong."""
-    from fedhealth.models.weight_files import weights_in
     from fedhealth.site.home import SiteHome
     from fedhealth.site.preflight import check_site
 
-    with weights_in(home.resolve()):
-        result = check_site(SiteHome(home.resolve()), study)
+    result = check_site(SiteHome(home.resolve()), study)
     say(f"Site {result['site_id']}: the cohort keeps the data contract of {result['study_id']}.")
     say(table(["side", "patients", "by label"], result["table"]))
     say(table(["modality", "patients without it"], result["missing"]))
@@ -221,12 +219,10 @@ def recover(
 @app.command()
 def evaluate(home: HomeOption, study: StudyOption = None, json: JsonOption = False) -> None:
     """Compare on this site's test patients: trained alone, and each finished run. Stays at the site."""
-    from fedhealth.models.weight_files import weights_in
     from fedhealth.site.home import SiteHome
     from fedhealth.site.results import RESULT_COLUMNS, evaluate_site
 
-    with weights_in(home.resolve()):
-        result = evaluate_site(SiteHome(home.resolve()), study)
+    result = evaluate_site(SiteHome(home.resolve()), study)
     say(f"Site {result['site_id']}: {result['num_patients']} held-out patients.")
     say(table(RESULT_COLUMNS, [[row[c] for c in RESULT_COLUMNS] for row in result["rows"]]))
     for difference in result["differences"]:
@@ -247,15 +243,13 @@ def audit(
 ) -> None:
     """Attack this site's own training: a check for bugs, not a proof. Nothing is sent. Exit 5: a bug is shown."""
     from fedhealth.cli.site_audit import say_audit
-    from fedhealth.models.weight_files import weights_in
     from fedhealth.site.audit import audit_site, require_clean
     from fedhealth.site.home import SiteHome
 
     size_name = "quick" if quick else "full"
-    with weights_in(home.resolve()):
-        result = audit_site(
-            SiteHome(home.resolve()), study, num_canaries=canaries, size_name=size_name, say=say
-        )
+    result = audit_site(
+        SiteHome(home.resolve()), study, num_canaries=canaries, size_name=size_name, say=say
+    )
     say_audit(result)
     require_clean(result)
     if json:

@@ -47,11 +47,9 @@ def check(
     from fedhealth.cli.study_check import check_whole_study
     from fedhealth.config.check import require_no_errors
     from fedhealth.config.load import load_study, study_digest
-    from fedhealth.models.weight_files import weights_in
 
     loaded = load_study(study)
-    with weights_in(study.resolve().parent):
-        findings = check_whole_study(loaded, build=build)
+    findings = check_whole_study(loaded, build=build)
     for finding in findings:
         say(f"{finding.level}: {finding.code} {finding.text}")
     require_no_errors(study, findings)
@@ -100,13 +98,11 @@ def privacy(  # noqa: PLR0917 - typer passes options by name
     from fedhealth.cli.study_privacy import forecast, payload, text, with_target
     from fedhealth.config.check import require_no_errors
     from fedhealth.config.load import load_site, load_study
-    from fedhealth.models.weight_files import weights_in
 
     planned = with_target(load_study(study), target_epsilon)
     require_no_errors(study, list(privacy_findings(planned)))
     configs = [load_site(path) for path in site_config or ()]
-    with weights_in(study.resolve().parent):
-        result = forecast(planned, sizes=sites or (), configs=configs, build=build)
+    result = forecast(planned, sizes=sites or (), configs=configs, build=build)
     for line in text(result):
         say(line)
     if json:
