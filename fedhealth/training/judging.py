@@ -46,8 +46,14 @@ def missing_shares(study: "Study", site: SiteContext) -> dict[str, float]:
     }
 
 
+def held_out_ids(site: SiteContext) -> list[str]:
+    """Ids of the test patients, in the order of `HeldOutScores.owners`."""
+    patients = split_patients(site.load_cohort())[SplitName.TEST]
+    return list(dict.fromkeys(patient.patient_id for patient in patients))
+
+
 def learning_curve(tuned: TunedAlone) -> list[tuple[int, float]]:
-    """(epochs, cross-validated log loss) of training alone with the learning rate that was chosen."""
+    """(epochs, cross-validated loss) of training alone with the learning rate that was chosen."""
     return [
         (setting.num_epochs, value)
         for setting, value in zip(GRID, tuned.log_losses, strict=True)

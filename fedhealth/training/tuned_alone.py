@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedhealth.config.study import OptimizerConfig
+from fedhealth.contracts.cohort import Patient
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import SiteContext
 from fedhealth.data.batch import PatientDataset
@@ -83,34 +84,58 @@ def train_alone_tuned(study: "Study", run: "RunPlan", site: SiteContext) -> Tune
         TrainingError: FH-TRAIN-040 fewer than two patients to learn from, FH-TRAIN-041 every setting diverged.
         ConfigError, SiteDataError: as `SupervisedTraining.open_session`.
     """
+    sides = split_patients(site.load_cohort())
+    known = (*sides[SplitName.TRAIN], *sides[SplitName.VALIDATION])
+    (tuned,) = train_tuned(study, run, known, [sides[SplitName.TEST]], site=site)
+    return tuned
+
+
+def train_tuned(
+    study: "Study",
+    run: "RunPlan",
+    known: Sequence[Patient],
+    tests: Sequence[Sequence[Patient]],
+    *,
+    site: SiteContext,
+) -> list[TunedAlone]:
+    """Choose a setting by cross-validation on `known` patients, train on them, judge once on each of `tests`.
+
+    Args:
+        study: model, task, data contract and seed.
+        run: its personalisation is left out.
+        known: patients to learn and to choose from.
+        tests: groups of held-out patients.
+        site: device, threads and cache; its id goes into the seed.
+
+    Raises:
+        TrainingError, ConfigError, SiteDataError: as `train_alone_tuned`.
+    """
     torch.set_num_threads(site.num_threads)
     # Alone nothing is sent, so nothing is private: the head is trained like the rest.
     learner = Learner(study, run.model_copy(update={"personalisation": "none"}), device=site.device)
     options = supervised_options(study)
-    sides = split_patients(site.load_cohort())
-    known, test = (
+    dataset, *judged = (
         PatientDataset(patients, learner.contract, memory_limit_bytes=options.memory_limit_bytes)
-        for patients in (
-            (*sides[SplitName.TRAIN], *sides[SplitName.VALIDATION]),
-            sides[SplitName.TEST],
-        )
+        for patients in (known, *tests)
     )
     apply_frozen_encoders(
         learner,
-        (known, test),
+        (dataset, *judged),
         batch_size=options.evaluation_batch_size,
         cache_dir=site.cache_dir,
     )
     trainer = _Trainer(study, learner, options.evaluation_batch_size, site.site_id)
-    log_losses = cross_validate(trainer, known)
-    best = int(np.argmin(log_losses))
-    setting = GRID[best]
-    trainer.train(known, setting.learning_rate, setting.num_epochs // STAGE_EPOCHS)
-    return TunedAlone(
-        scores=scores_on(learner, test, batch_size=options.evaluation_batch_size),
-        setting=setting,
-        log_losses=tuple(log_losses),
-    )
+    log_losses = cross_validate(trainer, dataset)
+    setting = GRID[int(np.argmin(log_losses))]
+    trainer.train(dataset, setting.learning_rate, setting.num_epochs // STAGE_EPOCHS)
+    return [
+        TunedAlone(
+            scores=scores_on(learner, test, batch_size=options.evaluation_batch_size),
+            setting=setting,
+            log_losses=tuple(log_losses),
+        )
+        for test in judged
+    ]
 
 
 class _Trainer:

@@ -7,9 +7,13 @@ from fedhealth.report.record import RoundRecord
 
 
 def curves_alone(points: Sequence[tuple[int, float]]) -> list[CurveFact]:
-    """The cross-validated log loss of training alone over epochs; none without a point."""
+    """The cross-validated loss of training alone over epochs; none without a point."""
     found = tuple(CurvePoint(at=at, value=value) for at, value in points)
-    return [CurveFact(method=LOCAL, metric="log_loss", unit="epoch", points=found)] if found else []
+    return (
+        [CurveFact(method=LOCAL, metric="cross_validated_loss", unit="epoch", points=found)]
+        if found
+        else []
+    )
 
 
 def curves_of_run(

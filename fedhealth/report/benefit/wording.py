@@ -51,8 +51,14 @@ METRIC: Final = {
     "macro_auc": "Macro AUC",
     "c_index": "C-index",
     "dice": "Dice",
+    "cross_validated_loss": "Cross-validated loss",
 }
-_IN_POINTS: Final = frozenset(METRIC) - {"log_loss", "brier", "integrated_brier"}
+_IN_POINTS: Final = frozenset(METRIC) - {
+    "log_loss",
+    "brier",
+    "integrated_brier",
+    "cross_validated_loss",
+}
 """Metrics from 0 to 1 that people quote in points of a hundred."""
 _KINDS: Final = {
     "local": "Training alone (tuned)",
