@@ -18,6 +18,7 @@ def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
         *check_study(study, build=build),
         *_strategies(study),
         *_control_variates(study),
+        *_shared_data(study),
         *privacy_findings(study),
         *masking_findings(study),
         *(_weights(study) if build else ()),
@@ -82,3 +83,30 @@ def _control_variates(study: Study) -> Iterator[Finding]:
             "Use `supervised`, or another strategy than scaffold."
         )
         yield Finding(level="error", code="FH-TRAIN-051", text=text)
+
+
+def _shared_data(study: Study) -> Iterator[Finding]:
+    """Every site needs the package; the coordinator need not have it, so that is a warning here."""
+    shared = study.training.shared_data
+    if shared is None:
+        return
+    text = (
+        f"training.shared_data: every site gets the records of package {shared.package!r}. They must be public or "
+        "made up: no privacy accounting covers them."
+    )
+    yield Finding(level="note", code="FH-CONFIG-043", text=text)
+    try:
+        plugins.find("fedhealth.sites", shared.package)
+    except FedHealthError as error:
+        text = f"training.shared_data: {error.what} It is needed at every site; `fedhealth site check` tells there."
+        yield Finding(level="warning", code=error.code, text=text)
+    try:
+        method = plugins.load("fedhealth.training", study.training.name)
+    except FedHealthError:
+        return
+    if not getattr(method, "supports_shared_data", False):
+        text = (
+            f"training.shared_data: training method {study.training.name!r} does not know shared data. "
+            "Use `supervised`, or take the section out."
+        )
+        yield Finding(level="error", code="FH-TRAIN-054", text=text)

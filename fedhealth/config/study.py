@@ -31,6 +31,21 @@ class OptimizerConfig(ConfigModel):
     weight_decay: float = Field(0.0, ge=0, le=1, description="L2 (sgd, adam) or decoupled (adamw).")
 
 
+class SharedData(ConfigModel):
+    """A public or made-up cohort that every site loads and mixes into local training (Zhao et al. 2018)."""
+
+    package: PluginName = Field(
+        description="Entry point in fedhealth.sites of a package that every site has installed."
+    )
+    options: dict[Name, OptionValue] = Field(
+        default_factory=dict,
+        description="Options of that package, the same everywhere; a seed among them for made-up patients.",
+    )
+    fraction: float = Field(
+        gt=0, le=0.5, description="Share of the shared records in a step, at most one half."
+    )
+
+
 class TrainingConfig(ConfigModel):
     """Local training in every round, the same at all sites."""
 
@@ -53,6 +68,10 @@ class TrainingConfig(ConfigModel):
         ge=0,
         lt=1,
         description="Chance that a present modality is hidden from a training step.",
+    )
+    shared_data: SharedData | None = Field(
+        None,
+        description="Public records, the same at every site, in each local step. Left out: none.",
     )
 
     @model_validator(mode="after")
@@ -207,6 +226,11 @@ class Study(ConfigModel):
             raise ValueError(
                 "distributed_privacy of unit patient takes one global step a round (training.local_steps: 1) and "
                 "stands instead of `privacy`"
+            )
+        if self.training.shared_data is not None:
+            raise ValueError(
+                "distributed_privacy of unit patient sums patients' gradients only: training.shared_data would never "
+                "be used"
             )
         optimizer = self.training.optimizer
         if (optimizer.name, optimizer.momentum, optimizer.weight_decay) != ("sgd", 0.0, 0.0):

@@ -73,6 +73,16 @@ class Batch:
             labels=self.labels[rows],
         )
 
+    def join(self, other: "Batch") -> "Batch":
+        """The rows of this batch, then those of another of the same contract."""
+        return Batch(
+            tables=_join(self.tables, other.tables),
+            missing=_join(self.missing, other.missing),
+            volumes=_join(self.volumes, other.volumes),
+            present=_join(self.present, other.present),
+            labels=torch.cat([self.labels, other.labels]),
+        )
+
 
 class PatientDataset:
     """The patients of one side of a split, as batches.
@@ -358,6 +368,10 @@ def _checked_row(values: NDArray[np.float64], encoder: TableEncoder) -> NDArray[
 
 def _take(tensors: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     return {name: tensor[rows] for name, tensor in tensors.items()}
+
+
+def _join(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
 
 
 def _to(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:

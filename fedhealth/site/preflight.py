@@ -7,6 +7,7 @@ from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
 from fedhealth.contracts.data import SplitName
 from fedhealth.data.check import CohortSummary, check_cohort
+from fedhealth.data.shared import load_shared_cohort
 from fedhealth.errors import SiteDataError
 from fedhealth.models.weight_files import find_file, pinned_file
 from fedhealth.privacy.accounting.accountants import compose
@@ -26,7 +27,8 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     Raises:
         SiteDataError: the cohort does not keep the data contract; FH-DATA-034 a modality is declared that no training
             patient has, and the study averages by modality.
-        ConfigError: site.yaml is wrong or its package is not installed; FH-MODEL-032 the study's pretrained weights are
+        ConfigError: site.yaml is wrong or its package is not installed; FH-CONFIG-042 that of the study's shared data;
+            FH-MODEL-032 the study's pretrained weights are
             not in this home's folder weights, FH-MODEL-033 they are others.
         UsageError: which study is not clear.
         PrivacyError: the study asks for more than this site's policy allows.
@@ -53,6 +55,7 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
             "large for so many patients."
         )
     warnings += _modalities(config, study, summary)
+    warnings += _shared(home, study)
     warnings += _privacy(config, study)
     return {
         "site_id": config.site_id,
@@ -91,6 +94,17 @@ def _modalities(config: SiteConfig, study: Study, summary: CohortSummary) -> lis
             )
             warnings.append(f"patients have {name}, which site.yaml does not declare: {what}.")
     return warnings
+
+
+def _shared(home: SiteHome, study: Study) -> list[str]:
+    """The study's shared cohort, from its package as the worker will load it."""
+    shared = study.training.shared_data
+    if shared is None:
+        return []
+    contract = study.data.to_contract(seed=study.seed)
+    summary = check_cohort(load_shared_cohort(shared, contract, cache_dir=home.cache))
+    said = f"{summary.num_patients} shared patients of package {shared.package!r} are mixed into training"
+    return [f"{said}; they are in no evaluation, and must be public or made up."]
 
 
 def _privacy(config: SiteConfig, study: Study) -> list[str]:

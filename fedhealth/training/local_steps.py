@@ -12,6 +12,7 @@ from fedhealth.errors import CancelledTrainingError
 from fedhealth.training.frozen_tensors import trained
 from fedhealth.training.learner import Learner, non_finite
 from fedhealth.training.modality_dropout import drop_modalities, scores_from
+from fedhealth.training.shared_records import SharedOrder, SharedRecords
 
 if TYPE_CHECKING:
     from fedhealth.config.study import OptimizerConfig, TrainingConfig
@@ -26,6 +27,7 @@ class StepPlan:
         seed: of batch order and modality dropout.
         proximal_mu: strength of the FedProx term, 0 for none.
         is_cancelled: asked before every step.
+        shared: public records that every step takes some of; None: none.
         corrections: added to the gradients of shared parameters, by name (SCAFFOLD's c - c_i); none, nothing.
     """
 
@@ -33,6 +35,7 @@ class StepPlan:
     seed: int
     proximal_mu: float
     is_cancelled: Callable[[], bool]
+    shared: SharedRecords | None = None
     corrections: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -43,8 +46,10 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
     mu/2 ||w - w_t||^2 over the shared parameters to the loss; here its gradient mu (w - w_t) is added, which is
     the same.
 
+    With `plan.shared` every step has its fraction of public records beside the site's own (see `shared_records`).
+
     Returns:
-        The mean task loss over the round, without the proximal term.
+        The mean task loss over the round, shared records included, without the proximal term.
 
     Raises:
         CancelledTrainingError: FH-TRAIN-001 `plan.is_cancelled()` turned true.
@@ -56,6 +61,7 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
     optimizer = make_optimizer(config.optimizer, parameters)
     anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
     generator = torch.Generator().manual_seed(plan.seed)
+    order = None if plan.shared is None else SharedOrder(plan.shared, plan.seed)
     loss_sum, num_seen = torch.zeros((), dtype=torch.float64), 0
     model.train()
     # Layers that draw random numbers (a user's Dropout) use the global generators.
@@ -63,9 +69,10 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
         torch.manual_seed(plan.seed)
         for rows in batch_order(len(dataset), config, generator):
             stop_if(plan.is_cancelled)
-            batch = drop_modalities(
-                dataset.batch(rows), config.modality_dropout, scores_from(generator)
-            )
+            batch = dataset.batch(rows)
+            if plan.shared is not None and order is not None:
+                batch = batch.join(plan.shared.dataset.batch(order.beside(len(rows))))
+            batch = drop_modalities(batch, config.modality_dropout, scores_from(generator))
             batch = batch.to(learner.device)
             optimizer.zero_grad(set_to_none=True)
             loss = learner.task.loss(model(batch), batch.labels)

@@ -7,7 +7,7 @@ many steps there are, how many patients a step has on average and what it is div
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ from fedhealth.training.local_steps import (
     stop_if,
 )
 from fedhealth.training.modality_dropout import drop_modalities
+from fedhealth.training.shared_records import SharedRecords
 
 if TYPE_CHECKING:
     from fedhealth.config.study import TrainingConfig
@@ -82,7 +83,8 @@ def run_private_steps(
     Args:
         learner: model, task and weights.
         dataset: training patients; none at all is fine, and looks the same from outside.
-        plan: `seed` is not used, see below.
+        plan: `seed` is not used, see below. `shared` records are drawn apart, before the patients: what they add does
+            not depend on who is there (`shared_records`).
         mechanism: what was reserved in the ledger.
         randomness: of sampling, noise and everything else that is drawn for patients.
         gradients: of `clipped_gradients`, kept by a session from round to round; None makes them for this call.
@@ -97,20 +99,23 @@ def run_private_steps(
     if gradients is not None:
         _run_steps(learner, dataset, plan, mechanism, randomness, gradients=gradients)
         return
-    gradients = clipped_gradients(learner, dataset)
+    gradients = clipped_gradients(learner, dataset, plan.shared)
     try:
         _run_steps(learner, dataset, plan, mechanism, randomness, gradients=gradients)
     finally:
         gradients.close()
 
 
-def clipped_gradients(learner: Learner, dataset: PatientDataset) -> ClippedGradients:
+def clipped_gradients(
+    learner: Learner, dataset: PatientDataset, shared: SharedRecords | None = None
+) -> ClippedGradients:
     """Tries on made-up patients how the model's gradients are kept apart; close it when the learner is done."""
     trial = random_batch_like(dataset.batch([]), NUM_TRIAL_RECORDS)
     rows = torch.arange(len(trial))
+    seen = dataset.modalities | (frozenset() if shared is None else shared.dataset.modalities)
     for number, name in enumerate(trial.present):
         # No record at all: nothing will ever look at it, and its width may be unknown.
-        never = name not in dataset.modalities
+        never = name not in seen
         trial = without(trial, name, None if never else rows % 3 == 1 + number % 2)
     return ClippedGradients(
         learner.model,
@@ -147,16 +152,25 @@ def _run_steps(
             clipping_norm=mechanism.clipping_norm,
             randomness=randomness,
         )
+        shared_step, whole = None, mechanism
+        if plan.shared is not None:
+            shared_step = replace(step, dataset=plan.shared.dataset)
+            rate = plan.shared.sampling_rate(mechanism)
+            both = mechanism.expected_batch_size + plan.shared.expected_size(mechanism)
+            whole = replace(mechanism, expected_batch_size=both)
         for _ in range(mechanism.num_steps):
             stop_if(plan.is_cancelled)
             # For Dropout layers. torch keeps 32 bits of a seed, so no seed serves more than one step.
             torch.manual_seed(secret_seed(randomness))
             gradient_sum.clear()
+            if shared_step is not None:
+                drawn = randomness.bernoulli(shared_step.dataset.num_patients, rate)
+                num_left_out += _add_patients(shared_step, gradient_sum, np.flatnonzero(drawn))
             chosen = randomness.bernoulli(dataset.num_patients, mechanism.sampling_rate)
             num_left_out += _add_patients(step, gradient_sum, np.flatnonzero(chosen))
             # An empty draw takes this step too, on noise alone: skipping it would tell that it was empty.
             check_all_noised(learner.model, parameters)
-            gradient_sum.write_noised_mean(mechanism, randomness)
+            gradient_sum.write_noised_mean(whole, randomness)
             add_proximal_gradient(learner, anchors, plan.proximal_mu)
             add_corrections(learner, plan.corrections)
             optimizer.step()

@@ -28,6 +28,7 @@ from fedhealth.contracts.local_training import (
 )
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import DEFAULT_MEMORY_LIMIT_BYTES, PatientDataset
+from fedhealth.data.shared import load_shared_cohort
 from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError, PrivacyError, TrainingError
 from fedhealth.models.build import modality_prefixes
@@ -52,6 +53,7 @@ from fedhealth.training.patient_gradients import flat_patient_gradients
 from fedhealth.training.patient_values import patient_values
 from fedhealth.training.private_head import HeadStore, Tensors
 from fedhealth.training.private_steps import clipped_gradients, run_private_steps
+from fedhealth.training.shared_records import SharedRecords
 from fedhealth.training.strategy_wishes import StrategyWishes
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class SupervisedTraining:
     supports_patient_privacy = True
     supports_patient_gradients = True
     supports_control_variates = True
+    supports_shared_data = True
 
     def initial_tensors(self, study: "Study", run: "RunPlan") -> dict[str, Vector]:
         """The shared parameters of round 1, by name: a pure function of study and run.
@@ -135,9 +138,11 @@ class SupervisedSession:
             )
             for side in (SplitName.TRAIN, SplitName.VALIDATION)
         )
+        self._shared = self._load_shared(site, options)
+        shared = () if self._shared is None else (self._shared.dataset,)
         apply_frozen_encoders(
             self._learner,
-            (self._train, self._validation),
+            (self._train, self._validation, *shared),
             batch_size=self._batch_size,
             cache_dir=site.cache_dir,
         )
@@ -157,6 +162,21 @@ class SupervisedSession:
             if site.noise_seed is None
             else Randomness.seeded_for_tests(site.noise_seed)
         )
+
+    def _load_shared(self, site: SiteContext, options: SupervisedOptions) -> SharedRecords | None:
+        section = self._study.training.shared_data
+        if section is None:
+            return None
+        cohort = load_shared_cohort(section, self._learner.contract, cache_dir=site.cache_dir)
+        dataset = PatientDataset(
+            cohort.patients,
+            self._learner.contract,
+            memory_limit_bytes=options.memory_limit_bytes,
+        )
+        shared = SharedRecords(dataset=dataset, fraction=section.fraction)
+        if self._study.privacy is None:
+            shared.check_enough(min(self._study.training.batch_size, len(self._train)))
+        return shared
 
     def evaluate(self, vector: Vector) -> Metrics:
         """Metrics of the incoming shared tensors, with the last committed private head, on validation patients.
@@ -262,6 +282,7 @@ class SupervisedSession:
             ),
             proximal_mu=wishes.proximal_mu,
             is_cancelled=task.is_cancelled,
+            shared=self._shared,
             corrections=added or {},
         )
         if task.mechanism is not None:
@@ -284,7 +305,7 @@ class SupervisedSession:
             self._gradients.close()
             self._gradients = None
         if self._gradients is None:
-            self._gradients = clipped_gradients(self._learner, self._train)
+            self._gradients = clipped_gradients(self._learner, self._train, self._shared)
             self._gradients_without = frozen
         run_private_steps(
             self._learner, self._train, plan, mechanism, self._randomness, gradients=self._gradients

@@ -8,7 +8,7 @@ import pytest
 from fedhealth.config.load import load_site
 from fedhealth.errors import ExitCode, FedHealthError, PrivacyError
 from fedhealth.models.weight_files import weights_in
-from fedhealth.site.preflight import _privacy, check_site
+from fedhealth.site.preflight import _privacy, _shared, check_site
 
 from .hospital import Hospital, private_content
 
@@ -64,3 +64,17 @@ def test_weights_that_the_study_pins_must_be_in_the_home(new_consortium: Any) ->
     (home.root / "weights" / "a.safetensors").write_bytes(b"weights")
     with weights_in(home.root):
         assert check_site(home, None)["train_size"] > 0
+
+
+def test_shared_data_is_loaded_and_a_missing_package_is_named(new_consortium: Any) -> None:
+    content = private_content()
+    shared = {"package": "test-made-up", "options": {"num_patients": 7}, "fraction": 0.2}
+    content["training"]["shared_data"] = shared
+    hospital = Hospital(new_consortium("site-1", "site-2", content=content))
+    assert "7 shared patients" in _shared(hospital.home, hospital.pinned.study)[0]
+    shared["package"] = "nobody-has-it"
+    lacking = Hospital(new_consortium("site-1", "site-2", content=content, name="lacking"))
+    with pytest.raises(FedHealthError, match="FH-CONFIG-042"):
+        _shared(lacking.home, lacking.pinned.study)
+    with pytest.raises(FedHealthError):
+        check_site(lacking.home, None)
