@@ -32,6 +32,10 @@ class Commands(LazyGroup):
         "server": ("fedhealth.cli.server", "Begin a study, admit hospitals, run the rounds."),
         "benefit": ("fedhealth.cli.benefit", "Was it worth it, against training alone?"),
         "demo": ("fedhealth.cli.demo", "A whole federation on this machine."),
+        "simulate": (
+            "fedhealth.cli.simulate",
+            "A study with many hospitals in one process, to try it out.",
+        ),
         "site": ("fedhealth.cli.site", "Join a study, train in its rounds, keep the results."),
         "model": ("fedhealth.cli.model", "Export a trained model, recalibrate it at a site."),
         "predict": ("fedhealth.cli.predict", "Score new patients with a trained model."),

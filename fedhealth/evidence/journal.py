@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from fedhealth.durable import sync
 from fedhealth.errors import EvidenceError
 from fedhealth.evidence.signing import canonical_json
 
@@ -66,7 +67,7 @@ class Journal:
         if written != len(line):  # a full disk takes a part
             os.ftruncate(descriptor, self._size)
             raise OSError(errno.ENOSPC, "the journal line was not written whole")
-        os.fsync(descriptor)
+        sync(descriptor)
         self._size += written
 
 
@@ -110,7 +111,7 @@ def _set_torn_tail_aside(path: Path) -> None:
         broken.write(tail + b"\n")
     with path.open("rb+") as file:
         file.truncate(len(data) - len(tail))
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def _second_writer() -> EvidenceError:

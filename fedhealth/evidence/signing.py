@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedhealth.durable import sync
 from fedhealth.errors import EvidenceError, IdentityError
 
 PRIVATE_MODE: Final = 0o600
@@ -212,7 +213,7 @@ def write_private(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def read_private(path: Path) -> bytes:

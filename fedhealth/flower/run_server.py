@@ -289,6 +289,13 @@ def run_server(home: ServerHome, progress: Progress) -> int:
         FedHealthError: why the study cannot go on; completed rounds are checkpointed.
     """
     study, config = home.require()
+    if home.is_simulation:
+        raise UsageError(
+            "FH-USAGE-054",
+            f"{home.root} is the home of a simulation.",
+            why="Its keys and hospitals are made up: simulated rounds must not stand beside real ones.",
+            fix="Begin a real study with `fedhealth server init`, or go on with `fedhealth simulate`.",
+        )
     with exclusive(home.root / "lock", what=f"the server of study {study.id}"):
         server = ServerProcesses(home=home, study=study, config=config, progress=progress)
         received: list[int] = []

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from math import prod
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.contracts.codes import DropCode
@@ -44,6 +44,7 @@ from fedhealth.report.schema import (
     TensorName,
     UtcTime,
     Version,
+    Watermarked,
 )
 
 SCHEMA: Literal["fedhealth/round-record/v3"] = "fedhealth/round-record/v3"
@@ -151,7 +152,7 @@ class Versions(Closed):
     flwr: Annotated[Version, S]
 
 
-class RoundRecord(Closed):
+class RoundRecord(Watermarked):
     """Everything that a round's report is made from."""
 
     schema_id: Annotated[Literal["fedhealth/round-record/v3"], P] = SCHEMA
@@ -206,13 +207,10 @@ class RoundRecord(Closed):
             raise ValueError("not_evidenced is not what this record leaves open")
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A record from before modalities were recorded has no such field, and its bytes stay canonical."""
-        fields: dict[str, Any] = write(self)
-        if not self.coverage:
-            fields.pop("coverage", None)
-        return fields
+    def left_out(self) -> frozenset[str]:
+        """Also `coverage`, where no modality was recorded: records from before have no such field."""
+        own = frozenset() if self.coverage else frozenset({"coverage"})
+        return Watermarked.left_out(self) | own
 
     def count(self, status: SiteStatus) -> int:
         """How many sites have that status."""

@@ -45,6 +45,7 @@ def render_round(
     return page(
         "round.html.j2",
         record.not_evidenced,
+        is_simulation=record.is_simulation,
         r=record,
         r_previous=previous,
         heading=figures.heading(record),
@@ -99,6 +100,7 @@ def render_run(study_title: str, records: Sequence[RoundRecord]) -> str:
     return page(
         "run.html.j2",
         ordered[-1].not_evidenced,
+        is_simulation=run.is_simulation,
         run=run,
         title=study_title,
         summary=_run_summary(ordered, complete),
@@ -242,6 +244,7 @@ def page(template: str, not_evidenced: Iterable[NotEvidenced], **values: Any) ->
         classes=[(kind.value, *said) for kind, said in wording.ATTESTATION.items()],
         not_evidenced=[wording.NOT_EVIDENCED[item] for item in not_evidenced],
         banner=wording.BANNER,
+        simulation_note=wording.SIMULATION,
         bytes_short=bytes_short,
         bytes_long=bytes_long,
         grouped=grouped,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedhealth.report.record import RoundRecord, SiteStatus, record_digest, round_order
-from fedhealth.report.schema import Closed, Count, D, Hex64, P, S, SlugId
+from fedhealth.report.schema import Closed, Count, D, Hex64, P, S, SlugId, Watermarked
 
 RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
 
@@ -24,7 +24,7 @@ class RoundLine(Closed):
     dropped: Annotated[Count, S]
 
 
-class RunRecord(Closed):
+class RunRecord(Watermarked):
     """The rounds of a run, derived from their records: it says nothing that they do not."""
 
     schema_id: Annotated[Literal["fedhealth/run-record/v1"], P] = RUN_SCHEMA
@@ -38,13 +38,14 @@ def run_record(records: Sequence[RoundRecord]) -> RunRecord:
     """The run's record from its rounds, which are put in order.
 
     Raises:
-        ValueError: none, or rounds of several runs or studies.
+        ValueError: none, or rounds of several runs or studies, or simulated rounds beside real ones.
     """
-    if len({(r.study_id, r.study_sha256, r.run_name) for r in records}) != 1:
+    if len({(r.study_id, r.study_sha256, r.run_name, r.is_simulation) for r in records}) != 1:
         raise ValueError("the rounds must be of one run of one study")
     ordered = sorted(records, key=round_order)
     first = ordered[0]
     return RunRecord(
+        is_simulation=first.is_simulation,
         study_id=first.study_id,
         study_sha256=first.study_sha256,
         run_name=first.run_name,

@@ -1,8 +1,8 @@
 """What the models of a record are made of: the closed base, bounded strings and numbers, attestation classes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedhealth.report.attestation import Attestation
 
@@ -47,3 +47,22 @@ class Closed(BaseModel):
     """Base: no unknown field, nothing mutable, finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Watermarked(Closed):
+    """A record that says it when it comes from a simulation.
+
+    The field is written only then: records of real federations are byte for byte what they were before it
+    existed, and a reader that does not know the field refuses a simulation's record.
+    """
+
+    is_simulation: Annotated[bool, S] = False
+
+    def left_out(self) -> frozenset[str]:
+        """Fields that are not written, because they say nothing here."""
+        return frozenset() if self.is_simulation else frozenset({"is_simulation"})
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if name not in self.left_out()}

@@ -9,6 +9,10 @@ from fedhealth.report.privacy_facts import CompositionScope
 from fedhealth.report.record import NotEvidenced, SiteStatus, VoidReason
 
 BANNER: Final = "Evidence report. It does not determine compliance."
+SIMULATION: Final = (
+    "All hospitals of this page were one process on one machine: keys, budgets and messages are made up, "
+    "and nothing here is evidence about a real hospital."
+)
 
 STATUS: Final[dict[SiteStatus, str]] = {
     SiteStatus.CONTRIBUTED: "Contributed",

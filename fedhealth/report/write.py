@@ -15,7 +15,7 @@ from fedhealth.report.record import (
     round_stem,
 )
 from fedhealth.report.render import render_round, render_run
-from fedhealth.report.run_record import run_record
+from fedhealth.report.run_record import RunRecord, run_record
 
 log = logging.getLogger("fedhealth.report")
 _MODE = 0o644  # a report is made to be handed on; the folder above it decides who may enter
@@ -31,7 +31,7 @@ class RoundPaths:
     index: Path
 
 
-def write_round(folder: Path, record: RoundRecord, *, study_title: str | None = None) -> RoundPaths:
+def write_round(folder: Path, record: RoundRecord, study_title: str | None = None) -> RoundPaths:
     """Write one round's record and page, then the run's record and page over all rounds in the folder.
 
     Args:
@@ -45,31 +45,67 @@ def write_round(folder: Path, record: RoundRecord, *, study_title: str | None = 
     """
     earlier = [r for r in read_rounds(folder) if round_order(r) != round_order(record)]
     records = sorted([*earlier, record], key=round_order)
+    run = _run_record(records)
+    write_record(folder, record)
+    page = _write_page(folder, records, record)
+    run_paths = _write_run(folder, records, run, study_title)
+    log.info("report of round %d written", record.round_number)
+    return RoundPaths(
+        record=folder / f"{round_stem(record)}.json",
+        page=page,
+        run_record=run_paths[0],
+        index=run_paths[1],
+    )
+
+
+def write_record(folder: Path, record: RoundRecord, study_title: str | None = None) -> None:
+    """Write one round's record without any page: `write_pages` makes all of them at the end of a simulation."""
+    del study_title
+    write_atomically(folder / f"{round_stem(record)}.json", canonical_json(record), mode=_MODE)
+
+
+def write_pages(folder: Path, study_title: str | None = None) -> None:
+    """Write the pages of all records of a folder, and the run's record; nothing where there is no record yet.
+
+    Raises:
+        EvidenceError: as `write_round`.
+    """
+    records = read_rounds(folder)
+    if not records:
+        return
+    run = _run_record(records)
+    for record in records:
+        _write_page(folder, records, record)
+    _write_run(folder, records, run, study_title)
+
+
+def _run_record(records: list[RoundRecord]) -> RunRecord:
     try:
-        run = run_record(records)
+        return run_record(records)
     except ValueError as error:
         raise EvidenceError(
             "FH-REPORT-003",
             "the folder holds rounds of another run or study.",
             fix="Give every run a folder of its own.",
         ) from error
-    stem = round_stem(record)
-    paths = RoundPaths(
-        record=folder / f"{stem}.json",
-        page=folder / f"{stem}.html",
-        run_record=folder / "run.json",
-        index=folder / "index.html",
-    )
-    previous = previous_round(records, record)
-    history = [r for r in earlier if round_order(r) < round_order(record)]
-    write_atomically(paths.record, canonical_json(record), mode=_MODE)
-    page = render_round(record, previous=previous, history=history)
-    write_atomically(paths.page, page.encode(), mode=_MODE)
-    write_atomically(paths.run_record, canonical_json(run), mode=_MODE)
-    index = render_run(study_title or record.study_id, records)
-    write_atomically(paths.index, index.encode(), mode=_MODE)
-    log.info("report of round %d written", record.round_number)
-    return paths
+
+
+def _write_page(folder: Path, records: list[RoundRecord], record: RoundRecord) -> Path:
+    history = [r for r in records if round_order(r) < round_order(record)]
+    page = render_round(record, previous=previous_round(records, record), history=history)
+    path = folder / f"{round_stem(record)}.html"
+    write_atomically(path, page.encode(), mode=_MODE)
+    return path
+
+
+def _write_run(
+    folder: Path, records: list[RoundRecord], run: RunRecord, study_title: str | None
+) -> tuple[Path, Path]:
+    record_path, index = folder / "run.json", folder / "index.html"
+    write_atomically(record_path, canonical_json(run), mode=_MODE)
+    page = render_run(study_title or run.study_id, records)
+    write_atomically(index, page.encode(), mode=_MODE)
+    return record_path, index
 
 
 def previous_round(records: list[RoundRecord], record: RoundRecord) -> RoundRecord | None:

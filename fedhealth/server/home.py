@@ -137,6 +137,16 @@ class ServerHome:
         """Rotating logs."""
         return self.root / "logs"
 
+    @property
+    def simulation(self) -> Path:
+        """What is simulated here; absent from the home of a real study."""
+        return self.root / "simulation.json"
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether the hospitals of this home are made up on this machine: every record says so."""
+        return self.simulation.exists()
+
     def run(self, name: str) -> RunFolder:
         """The folder of a run."""
         return RunFolder(self.root / "runs" / name)

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from fedhealth.config.study import RunPlan, Study
-from fedhealth.durable import read_json, write_json
+from fedhealth.durable import read_json, sync, write_json
 from fedhealth.errors import PrivacyError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest
@@ -20,9 +22,26 @@ log = logging.getLogger("fedhealth.server")
 
 
 class Recorder:
-    """`RunRecorder` on the server's files."""
+    """`RunRecorder` on the server's files.
 
-    def __init__(self, home: ServerHome, study: Study, run: RunPlan) -> None:
+    Args:
+        home: the server's home.
+        study: its study.
+        run: the run that is recorded.
+        write: puts a record and its pages into a folder of reports, under the study's title.
+        watch: is given the record of each round that closed, after it was written.
+    """
+
+    def __init__(
+        self,
+        home: ServerHome,
+        study: Study,
+        run: RunPlan,
+        *,
+        write: Callable[[Path, RoundRecord, str], object] = write_round,
+        watch: Callable[[RoundRecord], None] = lambda _: None,
+    ) -> None:
+        self._write, self._watch = write, watch
         self._home = home
         self._study = study
         self._run = run
@@ -59,7 +78,7 @@ class Recorder:
             return
         parsed = RoundRecord.model_validate_json(record)
         if not (self._folder.reports / f"{round_stem(parsed)}.json").exists():
-            write_round(self._folder.reports, parsed, study_title=self._study.title)
+            self._write(self._folder.reports, parsed, self._study.title)
             self._status["rounds_done"] = parsed.round_number
 
     def check_no_release_is_lost(self, round_number: int) -> None:
@@ -91,7 +110,7 @@ class Recorder:
         """A round ended: write the record and its pages now."""
         manifest = outcome.manifest
         record = self._record(outcome)
-        write_round(self._folder.reports, record, study_title=self._study.title)
+        self._write(self._folder.reports, record, self._study.title)
         log.info(
             "round closed run=%s round=%d attempt=%d status=%s",
             self._run.name,
@@ -105,6 +124,7 @@ class Recorder:
                 "model_sha256": outcome.model_out_sha256,
             }
         self._say(f"round {manifest.round_number} {outcome.status}")
+        self._watch(record)
 
     def _keep(self, manifest: Manifest, envelope: Envelope) -> None:
         """One durable line: a site whose ledger was restored from a backup asks for it (`site recover`)."""
@@ -117,12 +137,14 @@ class Recorder:
         with os.fdopen(descriptor, "ab") as file:
             file.write(line)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
 
     def _record(self, outcome: RoundOutcome) -> RoundRecord:
         wire = since(read_wire_bytes(self._home.wire_counters), self._wire)
         roster = read_roster(self._home.roster).admitted
-        return round_record(outcome, self._run, roster, wire)
+        return round_record(
+            outcome, self._run, roster, wire, is_simulation=self._home.is_simulation
+        )
 
     def _show(self, manifest: Manifest) -> None:
         what = "evaluating" if manifest.kind == "evaluate" else f"round {manifest.round_number}"

@@ -37,7 +37,12 @@ WireBytes = Mapping[str, tuple[int, int]]
 
 
 def round_record(
-    outcome: RoundOutcome, run: RunPlan, roster: Sequence[RosterLine], wire: WireBytes
+    outcome: RoundOutcome,
+    run: RunPlan,
+    roster: Sequence[RosterLine],
+    wire: WireBytes,
+    *,
+    is_simulation: bool = False,
 ) -> RoundRecord:
     """The record of a closed round.
 
@@ -46,6 +51,7 @@ def round_record(
         run: the run's plan.
         roster: admitted sites; those outside the cohort are listed as not invited.
         wire: bytes of this round by node key; empty when the gateway could not be asked.
+        is_simulation: all hospitals were one process on one machine.
     """
     manifest = outcome.manifest
     tensors = tuple(
@@ -61,6 +67,7 @@ def round_record(
     )
     masking = masking_fact(outcome)
     return RoundRecord(
+        is_simulation=is_simulation,
         study_id=manifest.study_id,
         study_sha256=manifest.study_sha256,
         run_name=manifest.run_name,

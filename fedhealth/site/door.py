@@ -10,18 +10,26 @@ from fedhealth.site.frames import FrameKind, send_frame
 
 def send_answer(connection: socket.socket, answer: SignedAnswer, journal: Journal) -> None:
     """Write the journal line durably, then send the signed contribution with its payload."""
+    announce(answer, journal)
+    header: dict[str, object] = dict(answer.contribution.model_dump())
+    send_frame(connection, FrameKind.CONTRIBUTION, header, answer.outbound.payload)
+
+
+def announce(answer: SignedAnswer, journal: Journal) -> None:
+    """Write the journal line of an answer that is about to leave, durably.
+
+    Raises:
+        PermissionError: the gate did not make it.
+    """
     _require_from_gate(answer.outbound)
-    envelope = answer.contribution
     journal.append(
         answer.outbound.kind,
         {
-            "contribution_sha256": envelope.payload_digest,
+            "contribution_sha256": answer.contribution.payload_digest,
             "payload_sha256": answer.outbound.digest,
             "num_bytes": memoryview(answer.outbound.payload).nbytes,
         },
     )
-    header: dict[str, object] = dict(envelope.model_dump())
-    send_frame(connection, FrameKind.CONTRIBUTION, header, answer.outbound.payload)
 
 
 def send_unsigned(connection: socket.socket, outbound: Outbound, journal: Journal) -> None:

@@ -20,29 +20,18 @@ from typing import Final
 from fedhealth.contracts.codes import DropCode
 from fedhealth.durable import write_json
 from fedhealth.errors import (
-    CancelledTrainingError,
     ExitCode,
     FedHealthError,
-    GateRefusedError,
-    SiteDataError,
-    TrainingError,
     TransportError,
 )
-from fedhealth.evidence.journal import Journal
-from fedhealth.gate.gate import refusal_code, release_code, release_status
+from fedhealth.gate.gate import release_code, release_status
 from fedhealth.models.weight_files import weights_in
-from fedhealth.privacy.policy import check_patients
-from fedhealth.secagg.site_rules import check_site_rules
-from fedhealth.site.account import SiteAccount
-from fedhealth.site.answers import SignedAnswer
+from fedhealth.site.answering import SiteAnswers
 from fedhealth.site.door import send_answer, send_unsigned
 from fedhealth.site.frames import Frame, FrameKind, receive_frame
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.isolation import leave_the_network
-from fedhealth.site.local_round import RoundRequest, local_round, refuse_round
-from fedhealth.site.manifest_checks import drop_code_of, envelope_of
-from fedhealth.site.masking import KEY_REQUEST, SiteMasking, is_masking_request
-from fedhealth.site.sessions import Sessions
+from fedhealth.site.local_round import RoundRequest
 from fedhealth.site.worker_log import configure_worker_log, log_frames
 from fedhealth.supervision.die_with_parent import die_with_parent
 
@@ -58,10 +47,7 @@ class Worker:
 
     def __init__(self, home: SiteHome, pinned: Pinned, isolation: str) -> None:
         self._pinned = pinned
-        self._account = SiteAccount(home, pinned)
-        self._sessions = Sessions(home, pinned)
-        self._masking = SiteMasking(pinned)
-        self._journal = Journal(pinned.folder.journal)
+        self._answers = SiteAnswers(home, pinned)
         self._isolation = isolation
         self._stopping = threading.Event()
 
@@ -69,14 +55,10 @@ class Worker:
         """Load the cohort before anything connects, so that wrong data is found at the start.
 
         Raises:
-            SiteDataError, ConfigError: see `Sessions.open`.
-            PrivacyError: fewer training patients than this site's policy wants.
-            GateRefusedError: FH-SECAGG-011 to 013 the study masks less than this site asks for.
+            SiteDataError, ConfigError, PrivacyError, GateRefusedError: see `SiteAnswers`.
         """
-        check_site_rules(self._pinned.study, self._pinned.config)
-        if self._pinned.config.privacy.min_patients > 1:
-            check_patients(self._pinned.config.privacy, self._sessions.num_training_patients())
-        self._sessions.open(self._pinned.study.runs[0].name)
+        self._answers.check_rules()
+        self._answers.load_cohort()
 
     def stop(self) -> None:
         """Cancel the round at work and leave the accept loop."""
@@ -101,14 +83,12 @@ class Worker:
             connection.settimeout(RECEIVE_TIMEOUT_S)
             frame = receive_frame(
                 connection,
-                max_payload=max(
-                    self._sessions.largest_model_bytes, self._masking.largest_request_bytes
-                ),
+                max_payload=self._answers.largest_request_bytes,
                 within_s=RECEIVE_TIMEOUT_S,
             )
             connection.settimeout(RECEIVE_TIMEOUT_S)
             if frame.kind is FrameKind.PING:
-                send_unsigned(connection, release_status(), self._journal)
+                send_unsigned(connection, release_status(), self._answers.journal)
             elif frame.kind is FrameKind.ROUND:
                 self._answer_round(connection, frame)
         except (TransportError, OSError) as error:
@@ -120,42 +100,19 @@ class Worker:
         request = RoundRequest(
             header=frame.header, payload=frame.payload, is_cancelled=cancelled.is_set
         )
-        code, answer = self._work(request)
+        code, answer = self._answers.answer(request)
         if cancelled.is_set():
             log.info("round dropped: the relay left before the answer was ready")
         elif answer is not None:
-            send_answer(connection, answer, self._journal)
-            if answer.sealed_for is not None:
-                self._account.commit(answer.sealed_for)
+            send_answer(connection, answer, self._answers.journal)
+            self._answers.sent(answer)
         else:
-            send_unsigned(connection, release_code(code or DropCode.SITE_ERROR), self._journal)
+            send_unsigned(
+                connection, release_code(code or DropCode.SITE_ERROR), self._answers.journal
+            )
         said = code.value if code else "contributed"
         log.info("round answered outcome=%s cancelled=%s", said, cancelled.is_set())
         self._write_status("ready", last_code=said)
-
-    def _work(self, request: RoundRequest) -> tuple[DropCode | None, SignedAnswer | None]:
-        """The round, with every failure turned into a code: no text may cross the socket."""
-        try:
-            if is_masking_request(request.header):
-                return None, self._answer_masking(request)
-            return None, local_round(
-                request, self._pinned, self._sessions, self._account, self._masking
-            )
-        except FedHealthError as error:
-            code = _code_of(error)
-            log.warning("round not contributed code=%s error=%s", code.value, error.code)
-            log.info("cause: %s", error)
-        except Exception as error:  # noqa: BLE001 - plug-in code may raise anything; its text stays here
-            code = DropCode.SITE_ERROR
-            log_frames(log, error)
-        return code, refuse_round(code, request.header, self._pinned)
-
-    def _answer_masking(self, request: RoundRequest) -> SignedAnswer:
-        """A request of secure aggregation; it says nothing about patients, so it costs nothing."""
-        envelope = envelope_of(request.header)
-        if envelope.payload_type == KEY_REQUEST:
-            return self._masking.give_key(envelope)
-        return self._masking.answer(envelope, bytes(request.payload))
 
     def _write_status(self, state: str, **more: str) -> None:
         write_json(
@@ -178,21 +135,6 @@ class _CancelWhenClosed:
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
         return bool(poll.poll(0))  # the relay has nothing more to say: anything is a hang-up
-
-
-def _code_of(error: FedHealthError) -> DropCode:
-    named = drop_code_of(error)
-    if named is not None:
-        return named
-    if isinstance(error, GateRefusedError):
-        return refusal_code(error)
-    if isinstance(error, CancelledTrainingError):
-        return DropCode.CANCELLED
-    if isinstance(error, SiteDataError):
-        return DropCode.SITE_DATA
-    if isinstance(error, TrainingError):
-        return DropCode.TRAINING_FAILED
-    return DropCode.SITE_ERROR
 
 
 def _check_peer(connection: socket.socket) -> None:

@@ -1,23 +1,5 @@
-"""Give this process the task identity that Flower's Message constructor asks for, outside a Flower task.
+"""What Flower's Message constructor asks for, for tests that build Messages in their own process."""
 
-A ServerApp process has it from Flower. Tests and benchmarks that build Messages in their own process do not,
-and there is no public way to set it; `tests/flower_contract/test_strategies.py` pins the private one used here.
-"""
+from fedhealth.flower.task import flower_task
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from flwr.supercore.task_identity import TaskIdentity
-
-
-@contextmanager
-def flower_task(*, run_id: int = 1, node_id: int = 1, task_id: int = 1) -> Iterator[None]:
-    """Set the identity for the block, and put back what was there."""
-    names = ("_run_id", "_node_id", "_task_id")
-    before = {name: getattr(TaskIdentity, name) for name in names}
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, task_id
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(TaskIdentity, name, value)
+__all__ = ["flower_task"]

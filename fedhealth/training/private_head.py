@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.durable import sync
 from fedhealth.errors import TrainingError
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -68,7 +69,7 @@ class HeadStore:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(payload)
             stream.flush()
-            os.fsync(stream.fileno())
+            sync(stream.fileno())
         temporary.replace(path)
         for other in self._rounds():
             if other > round_number or other <= round_number - KEPT_ROUNDS:
@@ -100,6 +101,6 @@ class HeadStore:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

@@ -68,3 +68,23 @@ def test_a_lock_is_held_by_one_and_freed_when_its_holder_is_killed(tmp_path: Pat
         pass
     with exclusive(path, what="site a"):
         pass
+
+
+def test_only_simulations_let_writes_wait_for_the_disk_unsynced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedhealth import durable
+
+    calls: list[int] = []
+    monkeypatch.setattr(durable.os, "fsync", calls.append)
+    with durable.without_sync():
+        write_atomically(tmp_path / "made-up", b"x")
+    assert calls == []
+    write_atomically(tmp_path / "real", b"x")
+    assert len(calls) == 2  # the file and its folder
+    users = [
+        path.parent.name
+        for path in Path(durable.__file__).parent.rglob("*.py")
+        if "without_sync" in path.read_text("utf-8") and path.name != "durable.py"
+    ]
+    assert set(users) == {"simulation"}

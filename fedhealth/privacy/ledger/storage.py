@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
+from fedhealth.durable import sync
+
 PRIVATE_FILE: Final = 0o600
 PRIVATE_FOLDER: Final = 0o700
 
@@ -76,7 +78,7 @@ class OsStorage:
 
     def fsync(self, descriptor: int) -> None:
         """`Storage.fsync`."""
-        os.fsync(descriptor)
+        sync(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
         """`Storage.replace`."""
@@ -90,7 +92,7 @@ class OsStorage:
         """`Storage.sync_folder`."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 

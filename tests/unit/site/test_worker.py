@@ -101,7 +101,7 @@ def test_a_repeated_manifest_gets_the_same_bytes_and_no_training(running: Runnin
     again = running.round()
     assert (again.header, again.payload) == (first.header, first.payload)
     assert running.said(again).drop_code is None
-    (reserved,) = running.worker._account._ledger.view().lines
+    (reserved,) = running.worker._answers._account._ledger.view().lines
     assert reserved.state == "committed"
     assert running.said(running.round(attempt=2)).drop_code is None
 

@@ -1,0 +1,107 @@
+"""`fedhealth simulate`: a study with many hospitals on this machine, without processes or network."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedhealth.cli.output import JsonOption, emit_json, new_app, say, table
+from fedhealth.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedhealth.config.site import SiteConfig
+    from fedhealth.config.study import Study
+
+app = new_app("A study with many hospitals in one process, to try it out.")
+
+
+@app.command()
+def simulate(  # noqa: PLR0917 - typer passes options by name
+    study: Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")],
+    site: Annotated[
+        list[Path] | None, typer.Option(help="A hospital's site.yaml; may be repeated.")
+    ] = None,
+    sites_dir: Annotated[
+        Path | None, typer.Option(help="Folder with hospitals: every site-*.yaml in it.")
+    ] = None,
+    num_sites: Annotated[
+        int | None, typer.Option(help="Hospitals of one site package.", min=2, max=1000)
+    ] = None,
+    package: Annotated[str, typer.Option(help="Their site package.")] = "synthetic",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for the package; {index} is the hospital's number from 0, {num_sites} how many there are.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    train_size: Annotated[
+        int | None,
+        typer.Option(help="What each of them declares; counted by default.", min=1),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to work in, or to go on in; a new one by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the study's seed.", min=0)] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the hospitals' homes and generated data.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Simulate a study. Example: fedhealth simulate study.yaml --num-sites 20 --option site_index={index}."""
+    from fedhealth.cli.simulation_text import ProgressLine, payload, text
+    from fedhealth.config.load import load_study
+    from fedhealth.simulation import simulate as run_simulation
+
+    loaded = load_study(study)
+    loaded = loaded if seed is None else loaded.model_copy(update={"seed": seed})
+    folder = out or Path(f"fedhealth-simulation/{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    chosen = _sites(
+        loaded, folder, site or [], sites_dir, num_sites, package, option or [], train_size
+    )
+    say(
+        f"simulating {loaded.id} with {len(chosen)} hospitals in {folder}; Ctrl-C, then the same "
+        "command with --out, goes on from the last round"
+    )
+    progress = ProgressLine()
+    done = run_simulation(loaded, chosen, folder, progress)
+    progress.close()
+    result = payload(done)
+    for line in text(result, table):
+        say(line)
+    if not keep:
+        done.remove_sites()
+    if json:
+        emit_json("simulate", result)
+
+
+def _sites(  # noqa: PLR0917 - what the command line gave
+    study: "Study",
+    folder: Path,
+    files: list[Path],
+    sites_dir: Path | None,
+    num_sites: int | None,
+    package: str,
+    options: list[str],
+    train_size: int | None,
+) -> "list[SiteConfig]":
+    from fedhealth.simulation.hospitals import generated_sites, parse_options, read_sites
+
+    if (num_sites is None) == (not files and sites_dir is None):
+        raise UsageError(
+            "FH-USAGE-051",
+            "hospitals come from files (--site, --sites-dir), or from a package (--num-sites): give one of the two.",
+            fix="For example: --sites-dir configs/heart, or --num-sites 20 --package synthetic "
+            "--option site_index={index} --option num_sites={num_sites}.",
+        )
+    if num_sites is None:
+        return read_sites(files, sites_dir)
+    return generated_sites(
+        study,
+        folder,
+        package=package,
+        num_sites=num_sites,
+        options=parse_options(options),
+        train_size=train_size,
+    )
