@@ -19,11 +19,14 @@ class VolumeEncoder(nn.Module):
         projection: from F features to E numbers.
         projection_is_new: whether the backbone is pretrained and the projection is not: it is then trained wherever
             the encoder is not wholly left out of training.
+        adapts_projection: whether low-rank changes are made to the projection too. Not with a weights file, where it is
+            trained in full instead: whether the file has one must not decide how parameters are called.
         weights_prefix: of the backbone's parameters in this module; published files do not have it.
     """
 
     projection: nn.Linear
     projection_is_new: bool = False
+    adapts_projection: bool = True
     weights_prefix: str = ""
 
     def __init__(self, spatial_dims: int) -> None:

@@ -150,8 +150,10 @@ def _encoder(contract: DataContract, modality: Modality, options: MultimodalOpti
     if options.image_weights == "phantom" and isinstance(encoder, ImageEncoder):
         check_phantom_fits(modality)
         load_phantom_encoder(encoder)
-    if options.image_weights == "file" and not are_weights_replaced():
-        _load_file(encoder, options)
+    if options.image_weights == "file":
+        encoder.adapts_projection = False
+        if not are_weights_replaced():
+            _load_file(encoder, options)
     return encoder
 
 

@@ -54,12 +54,12 @@ def keep_trainable(
         )
     if policy not in {"all", "head_only"}:
         for encoder in encoders:
-            if encoder.projection_is_new:
+            if encoder.projection_is_new or (policy == "lora" and not encoder.adapts_projection):
                 encoder.projection.requires_grad_(True)
 
 
 def _adapt(encoder: VolumeEncoder, *, rank: int, alpha: float) -> int:
-    if not encoder.projection_is_new:
+    if encoder.adapts_projection:
         return add_low_rank(encoder, rank=rank, alpha=alpha)
     return sum(
         add_low_rank(part, rank=rank, alpha=alpha)

@@ -21,7 +21,13 @@ from fedhealth.errors import ConfigError
 from fedhealth.models.build import seeded_model, trainable_parameters
 from fedhealth.models.multimodal import build_multimodal, loaded_weights
 from fedhealth.models.pretrained import WEIGHTS_FILE, WEIGHTS_SHA256
-from fedhealth.models.weight_files import PinnedFile, find_file, pinned_file, weights_in
+from fedhealth.models.weight_files import (
+    PinnedFile,
+    find_file,
+    pinned_file,
+    weights_in,
+    weights_replaced,
+)
 from fedhealth.testing.model_contract import example_contract
 
 IMAGE = "encoders.volume_mri."
@@ -177,6 +183,24 @@ def test_an_encoder_of_ours_is_loaded_with_its_projection(
     first, second = from_file.state_dict(), shipped.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert loaded_weights(contract, options)["mri"].has_projection
+
+
+@pytest.mark.parametrize("has_projection", [True, False])
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_names_do_not_depend_on_what_the_file_holds(
+    home: Path, contract: DataContract, trainable: str, *, has_projection: bool
+) -> None:
+    state = safetensors.torch.load(WEIGHTS_FILE.read_bytes())
+    kept = {n: t for n, t in state.items() if has_projection or not n.startswith("projection.")}
+    payload = safetensors.torch.save(kept)
+    options = _pin(home, "p.safetensors", payload, image_encoder="cnn", trainable=trainable)
+    model = _model(contract, options)
+    with weights_replaced():
+        built_without = _model(contract, options)
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in built_without.named_parameters()] == names
+    trained = {name for name, _ in trainable_parameters(model)}
+    assert {f"{IMAGE}projection.weight", f"{IMAGE}projection.bias"} <= trained
 
 
 @pytest.mark.parametrize("trainable", ["image_frozen", "head_and_fusion", "lora", "frozen", "all"])
