@@ -70,6 +70,7 @@ def admit(
     done = admit_site(ServerHome(home.resolve()), request)
     size = "hidden" if done.train_size is None else str(done.train_size)
     say(f"Admitted {done.site_id} (training size {size}); {done.num_admitted} in all.")
+    say(f"It declared {', '.join(done.modalities)}.")
     say(f"Site key   {fingerprint(done.site_key_id)}")
     say(f"Server key {fingerprint(done.server_key_id)}")
     say(f"Send the hospital {done.admission_path}")
@@ -81,6 +82,7 @@ def admit(
                 "site_key_id": done.site_key_id,
                 "server_key_id": done.server_key_id,
                 "train_size": done.train_size,
+                "modalities": list(done.modalities),
                 "admission": str(done.admission_path),
                 "num_admitted": done.num_admitted,
             },

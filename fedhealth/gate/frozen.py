@@ -18,3 +18,8 @@ class Frozen:
     def is_kept_by(self, vector: NDArray[np.float32]) -> bool:
         """By the bits: what has not moved says nothing about a patient, and adds an exact zero to a masked sum."""
         return all(vector[part].tobytes() == self.origin[part].tobytes() for part in self.ranges)
+
+    def put_back(self, vector: NDArray[np.float32]) -> None:
+        """The incoming bits in place of equal values."""
+        for part in self.ranges:
+            vector[part] = self.origin[part]

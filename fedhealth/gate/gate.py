@@ -119,6 +119,8 @@ def clear_update(
         raise _refused("FH-GATE-013", "a tensor moved that this round does not train here.")
     if terms.clip is not None:
         vector, _ = clip_update(terms.clip.origin, vector, terms.clip.norm)
+        if terms.frozen is not None:
+            terms.frozen.put_back(vector)  # a scaled change of zero loses the sign of a zero
     return Cleared(
         vector=vector,
         train_metrics=_released(train_metrics, terms),

@@ -141,6 +141,7 @@ class Admitted:
     site_key_id: str
     server_key_id: str
     train_size: int | None
+    modalities: tuple[str, ...]
     admission_path: Path
     num_admitted: int
 
@@ -203,6 +204,7 @@ def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
         site_key_id=entry.key_id,
         server_key_id=key.public.key_id,
         train_size=entry.train_size,
+        modalities=entry.modalities,
         admission_path=path,
         num_admitted=len(roster.admitted),
     )

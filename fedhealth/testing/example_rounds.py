@@ -15,6 +15,7 @@ from fedhealth.privacy.accounting.events import (
     merge_events,
 )
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
+from fedhealth.report.coverage import ModalityCoverage
 from fedhealth.report.masking_facts import MaskingFact
 from fedhealth.report.privacy import site_fact, site_level_fact
 from fedhealth.report.privacy_facts import PatientPrivacyFact
@@ -179,6 +180,31 @@ def masked_run() -> list[RoundRecord]:
     return [_masked(record) for record in run_without_privacy()]
 
 
+def _coverage(
+    record: RoundRecord, invited: Sequence[str], contributed: Sequence[str]
+) -> tuple[ModalityCoverage, ...]:
+    """All hospitals have records; the last one has no images, and its image encoder is the others'."""
+    imaging = tuple(sorted(invited))[:-1]
+    num_imaging = len(set(imaging) & set(contributed))
+    is_trained = record.kind == "train"
+    return (
+        ModalityCoverage(
+            modality="ehr",
+            declared_by=tuple(sorted(invited)),
+            num_contributed=len(contributed),
+            averaged_over="all_sites",
+        ),
+        ModalityCoverage(
+            modality="mri",
+            declared_by=imaging,
+            num_contributed=num_imaging,
+            averaged_over="sites_with_modality" if is_trained else "all_sites",
+            num_owners=(num_imaging if record.status == "complete" else 0) if is_trained else None,
+            num_values=400 if is_trained else None,
+        ),
+    )
+
+
 def _masked(record: RoundRecord) -> RoundRecord:
     hidden: dict[str, Any] = {
         "declared_train_size": None,
@@ -210,6 +236,7 @@ def _masked(record: RoundRecord) -> RoundRecord:
         record,
         sites=sites,
         masking=masking,
+        coverage=_coverage(record, [one.site_id for one in invited], survivors),
         aggregate_train_metrics=record.aggregate_train_metrics,
         aggregate_evaluate_metrics=record.aggregate_evaluate_metrics,
     )

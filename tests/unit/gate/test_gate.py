@@ -19,6 +19,7 @@ from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import GateRefusedError
 from fedhealth.gate import outbound as outbound_module
+from fedhealth.gate.frozen import Frozen
 from fedhealth.gate.gate import (
     ReleaseTerms,
     UpdateClip,
@@ -103,6 +104,27 @@ def test_an_update_that_is_not_the_manifests_is_refused(
         release(tensors)
     assert refused.value.code == code
     assert refusal_code(refused.value) is told
+
+
+def test_a_frozen_tensor_leaves_as_it_came_or_nothing_does() -> None:
+    origin = np.concatenate([TENSORS["a.weight"].ravel(), TENSORS["b.bias"]])
+    origin[6] = -0.0
+    frozen = Frozen(names=frozenset({"b.bias"}), origin=origin, ranges=(slice(6, 10),))
+    terms = dataclasses.replace(TERMS, frozen=frozen, clip=UpdateClip(origin=origin, norm=0.5))
+
+    def released(bias: Any) -> OutboundUpdate:
+        tensors = {"a.weight": TENSORS["a.weight"] + np.float32(1), "b.bias": bias}
+        return release_update(tensors, train_metrics={}, evaluate_metrics={}, terms=terms)
+
+    out = np.frombuffer(released(origin[6:].copy()).payload, dtype="<f4")
+    assert out[6:].tobytes() == origin[6:].tobytes()
+    assert np.linalg.norm(out - origin) == pytest.approx(0.5)
+    for place, value in ((3, np.nextafter(np.float32(0.5), np.float32(1))), (0, 0.0)):
+        moved = origin[6:].copy()
+        moved[place] = value
+        with pytest.raises(GateRefusedError, match="FH-GATE-013") as error:
+            released(moved)
+        assert refusal_code(error.value) is DropCode.REFUSED_BY_GATE
 
 
 def test_a_refusal_repeats_no_name_that_a_plugin_made_up() -> None:
