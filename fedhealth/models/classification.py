@@ -12,9 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedhealth.config.base import ConfigModel, OptionValue
 from fedhealth.contracts.data import DataContract
-from fedhealth.errors import ConfigError
 from fedhealth.models import metrics
 from fedhealth.models.options import parse_options
+from fedhealth.models.task_parts import wrong_label
 
 NUM_CLASSES = 2
 
@@ -41,13 +41,8 @@ class BinaryClassification:
     num_outputs: int = 1
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
-        if len(contract.label_codes) != NUM_CLASSES:
-            raise ConfigError(
-                "FH-MODEL-007",
-                f"task 'binary_classification' needs 2 label codes, the study has "
-                f"{len(contract.label_codes)}.",
-                fix="Correct data.label.codes in study.yaml, or name another task.",
-            )
+        if contract.target is not None or len(contract.label_codes) != NUM_CLASSES:
+            raise wrong_label("binary_classification", "2 label codes", contract)
         parsed = parse_options(
             BinaryClassificationOptions, options, owner="task 'binary_classification'"
         )

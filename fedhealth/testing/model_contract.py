@@ -64,6 +64,11 @@ def example_contract() -> DataContract:
     )
 
 
+def is_voxelwise(model: nn.Module) -> bool:
+    """Whether the model gives logits for each voxel and not for each patient."""
+    return bool(getattr(model, "gives_voxels", False))
+
+
 class ModelContract:
     """Inherit, set `build`, and pytest collects the rules."""
 
@@ -100,9 +105,10 @@ class ModelContract:
         return random_batch(contract, NUM_PATIENTS)
 
     def test_logits_have_one_row_a_patient(self, model: nn.Module, batch: Batch) -> None:
-        """(B, num_outputs) float32, finite."""
+        """(B, num_outputs) float32, finite; for each voxel if the model has `gives_voxels = True`."""
         logits = model(batch)
-        assert logits.shape == (NUM_PATIENTS, self.num_outputs)
+        grid = next(iter(batch.volumes.values())).shape[2:] if is_voxelwise(model) else ()
+        assert logits.shape == (NUM_PATIENTS, self.num_outputs, *grid)
         assert logits.dtype == torch.float32
         assert torch.isfinite(logits).all()
 
