@@ -12,6 +12,10 @@ from fedhealth.privacy.accounting.plan import DELTA_SHARE
 
 WHY_NOT = {
     "auc": "it compares pairs of patients, so one patient moves it by an amount that depends on the others",
+    "macro_auc": "it compares pairs of patients, as the AUC does",
+    "c_index": "it compares pairs of patients, as the AUC does",
+    "balanced_accuracy": "one patient of a rare class moves it by an amount that depends on the others of that class",
+    "integrated_brier": "its weights come from the censoring of all patients",
     "calibration_error": "it depends on which patients share a bin with which others",
     "train_loss": "it is taken from training patients while they are trained on",
 }

@@ -220,11 +220,12 @@ def recover(
 def evaluate(home: HomeOption, study: StudyOption = None, json: JsonOption = False) -> None:
     """Compare on this site's test patients: trained alone, and each finished run. Stays at the site."""
     from fedhealth.site.home import SiteHome
-    from fedhealth.site.results import RESULT_COLUMNS, evaluate_site
+    from fedhealth.site.results import evaluate_site, result_columns
 
     result = evaluate_site(SiteHome(home.resolve()), study)
     say(f"Site {result['site_id']}: {result['num_patients']} held-out patients.")
-    say(table(RESULT_COLUMNS, [[row[c] for c in RESULT_COLUMNS] for row in result["rows"]]))
+    columns = result_columns(result["rows"])
+    say(table(columns, [[row[c] for c in columns] for row in result["rows"]]))
     for difference in result["differences"]:
         say(difference["sentence"])
     if json:

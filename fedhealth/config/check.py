@@ -12,7 +12,7 @@ from fedhealth import plugins
 from fedhealth.config.blocks import modality_blocks
 from fedhealth.config.study import Study
 from fedhealth.contracts.tensors import TensorSpec
-from fedhealth.errors import ConfigError
+from fedhealth.errors import ConfigError, PrivacyError
 
 SMALL_COHORT = 3
 """With two sites, each can subtract its own update from the result and has the other's."""
@@ -109,14 +109,33 @@ def _pooling(study: Study) -> Iterator[Finding]:
         yield Finding(level="warning", code="FH-CONFIG-027", text=text)
 
 
+def _metrics_of_the_task(study: Study) -> Iterator[Finding]:
+    """Under privacy a site answers with all metrics or with none, so a missing one stops the study."""
+    given = getattr(plugins.load("fedhealth.tasks", study.task.name), "metric_names", None)
+    if given is None:
+        return
+    missing = [name for name in study.release.metrics if name not in {*given, "train_loss"}]
+    if not missing:
+        return
+    is_noised = study.privacy is not None and study.privacy.release_metrics != "never"
+    text = (
+        f"release.metrics names {', '.join(missing)}, which task {study.task.name} does not give: "
+        f"{'no site could answer' if is_noised else 'they will be missing'}. It gives {', '.join(given)}."
+    )
+    yield Finding(level="error" if is_noised else "warning", code="FH-CONFIG-038", text=text)
+
+
 def _build(study: Study) -> list[Finding]:
     method = plugins.load("fedhealth.training", study.training.name)()
-    findings = []
+    findings = list(_metrics_of_the_task(study))
     for run in study.runs:
         try:
             tensors = method.initial_tensors(study, run)
-        except ConfigError as error:
-            findings.append(_error(error.code, f"runs.{run.name}: {error.what} {error.why}"))
+        except (ConfigError, PrivacyError) as error:
+            text = f"runs.{run.name}: {error.what} {error.why}"
+            # What has no privacy for its reason is told in full: another choice is the way out.
+            text += f" {error.fix}" if isinstance(error, PrivacyError) else ""
+            findings.append(_error(error.code, text))
             continue
         try:
             blocks = modality_blocks(method, study, run, TensorSpec.of(tensors))

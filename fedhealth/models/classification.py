@@ -39,6 +39,7 @@ class BinaryClassification:
     """
 
     num_outputs: int = 1
+    metric_names = ("auc", "accuracy", "log_loss", "brier", "calibration_error")
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
         if contract.target is not None or len(contract.label_codes) != NUM_CLASSES:

@@ -42,6 +42,14 @@ class MulticlassClassification:
     """
 
     primary_metric = "macro_auc"
+    metric_names = (
+        "macro_auc",
+        "accuracy",
+        "balanced_accuracy",
+        "log_loss",
+        "brier",
+        "calibration_error",
+    )
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
         if contract.target is not None or len(contract.label_codes) < MIN_CLASSES:

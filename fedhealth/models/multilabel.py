@@ -35,6 +35,7 @@ class MultilabelClassification:
     """
 
     primary_metric = "macro_auc"
+    metric_names = ("macro_auc", "accuracy", "subset_accuracy", "log_loss", "brier")
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
         if not isinstance(contract.target, MultiLabel):

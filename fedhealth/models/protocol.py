@@ -67,6 +67,10 @@ class ModelBuilder(Protocol):
 class Task(Protocol):
     """What is learnt: loss, outputs and metrics. The entry point object of group ``fedhealth.tasks`` is a class.
 
+    A class may have besides ``metric_names: tuple[str, ...]``, all that `metrics` can give; `study check` then says
+    which metrics of the study will never come. ``wants_voxels = True`` asks for a model that gives voxels,
+    ``rows_interact = True`` says that the loss compares the patients of a batch.
+
     Besides these a task is a `BinaryTask` or a `ShapedTask`, which says what its predictions look like. Labels are
     those of `fedhealth.data.batch.Batch`.
     """

@@ -44,6 +44,7 @@ class Segmentation:
     """
 
     primary_metric = "dice"
+    metric_names = ("dice",)
     wants_voxels = True
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:

@@ -38,6 +38,7 @@ class SurvivalCox:
     """
 
     primary_metric = "c_index"
+    metric_names = ("c_index",)
     num_outputs: int = 1
     rows_interact = True
 

@@ -55,6 +55,7 @@ class SurvivalDiscreteTime:
     """
 
     primary_metric = "c_index"
+    metric_names = ("c_index", "integrated_brier", "log_loss")
 
     def __init__(self, contract: DataContract, options: Mapping[str, OptionValue]) -> None:
         if not isinstance(contract.target, SurvivalLabel):

@@ -50,7 +50,7 @@ def audit_site(
         say: told what is done now.
 
     Raises:
-        UsageError: which study is not clear; FH-AUDIT-005 the study's training cannot be attacked; FH-AUDIT-003
+        UsageError: which study is not clear; FH-AUDIT-005 and 006 the study cannot be attacked; FH-AUDIT-003
             and 004 too few patients or canaries.
         ConfigError, SiteDataError, TrainingError, PrivacyError: as the training of a round.
     """
@@ -65,6 +65,13 @@ def audit_site(
             f"training method {study.training.name!r} has no audit.",
             why="The attacks drive the steps of supervised training.",
             fix="Ask the method's authors how they tested it.",
+        )
+    if study.data.label.kind != "code":
+        raise UsageError(
+            "FH-AUDIT-006",
+            f"labels of kind {study.data.label.kind} have no audit.",
+            why="The attacks give made-up patients a label code, and guess by the chance of that code.",
+            fix="Audit a study of the same model and settings whose label is a code: the private steps are the same.",
         )
     plan = plan_site(study, config.declared_train_size)
     size = _size(size_name, num_canaries)

@@ -3,6 +3,7 @@
 The table is computed and kept at the site.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from fedhealth.site.sessions import Sessions, global_model_path
 if TYPE_CHECKING:
     from fedhealth.training.held_out import PairedDifference, TestResult
 
-RESULT_COLUMNS: Final = (
+BINARY_COLUMNS: Final = (
     "model",
     "auc",
     "auc_low",
@@ -25,7 +26,20 @@ RESULT_COLUMNS: Final = (
     "brier",
     "calibration_error",
 )
+OTHER_COLUMNS: Final = ("model", "metric", "value", "low", "high", "log_loss", "brier")
 ALONE: Final = "trained alone (settings of the study, no noise)"
+_TITLES: Final = {
+    "auc": "AUC",
+    "macro_auc": "macro AUC",
+    "c_index": "concordance",
+    "dice": "Dice overlap",
+}
+_WHY_UNDEFINED: Final = {
+    "auc": "one class",
+    "macro_auc": "one class",
+    "c_index": "no comparable pair",
+    "dice": "no mask",
+}
 TUNED: Final = "trained alone (tuned, no noise)"
 
 
@@ -46,6 +60,11 @@ def evaluate_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     }
     write_json(pinned.folder.results / "evaluation.json", result)
     return result
+
+
+def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What to show of the rows: the AUC's columns, or those of the task's own first metric."""
+    return BINARY_COLUMNS if all(row["metric"] == "auc" for row in rows) else OTHER_COLUMNS
 
 
 def finished_runs(pinned: Pinned) -> list[RunPlan]:
@@ -107,15 +126,18 @@ def _judge(home: SiteHome, pinned: Pinned, finished: list[RunPlan]) -> dict[str,
 
 def sentence_of(model: str, difference: "PairedDifference") -> str:
     """One sentence for people: the two differences with their intervals, and what they allow to say."""
-    if difference.log_loss is None:
+    first = difference.auc if difference.metric == "auc" else difference.primary
+    if difference.log_loss is None and first is None:
         return f"{model}: there is no held-out patient to compare on."
     parts, said = [], []
     for name, found, better in (
-        ("AUC", difference.auc, 1),
+        (_TITLES.get(difference.metric, difference.metric), first, 1),
         ("log loss", difference.log_loss, -1),
     ):
+        if found is None and name != "log loss":
+            why = _WHY_UNDEFINED.get(difference.metric, "see the task")
+            parts.append(f"{name} undefined ({why})")
         if found is None:
-            parts.append(f"{name} undefined (one class)")
             continue
         parts.append(f"{name} {found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
         if found.low > 0 or found.high < 0:

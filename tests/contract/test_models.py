@@ -6,6 +6,7 @@ import pytest
 from fedhealth.contracts.data import Column, DataContract, SplitPlan, TableModality, VolumeModality
 from fedhealth.models.logistic_fusion import build_logistic_fusion
 from fedhealth.models.multimodal import build_multimodal
+from fedhealth.models.unet import build_unet
 from fedhealth.testing.model_contract import ModelContract, example_contract
 
 
@@ -115,3 +116,20 @@ class TestHeadAndFusion(ModelContract):
 class TestLowRank(ModelContract):
     build = staticmethod(build_multimodal)
     options: ClassVar = {"trainable": "lora", "image_weights": "phantom", "lora_rank": 4}
+
+
+class TestUNet(ModelContract):
+    build = staticmethod(build_unet)
+    options: ClassVar = {"width": 4}
+    num_outputs = 3
+    shape: ClassVar[tuple[int, int, int]] = (16, 16, 20)
+
+    @pytest.fixture
+    def contract(self) -> DataContract:
+        grid = {"shape": self.shape, "spacing_mm": (1.0, 1.0, 1.0)}
+        volumes = tuple(VolumeModality(name=name, **grid) for name in ("t1", "flair"))
+        return replace(example_contract(), modalities=volumes)
+
+
+class TestFlatUNet(TestUNet):
+    shape: ClassVar[tuple[int, int, int]] = (16, 24, 1)

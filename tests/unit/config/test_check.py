@@ -71,3 +71,34 @@ def test_build_refuses_a_method_that_does_not_know_modalities() -> None:
     training = {"name": "add_one", "local_steps": 1}
     findings = check_study(study(training=training, federation=federation), build=True)
     assert codes(findings, "error") == {"FH-MODEL-011"}
+
+
+def survival(task: str, **changes: object) -> Study:
+    base = load_study(template_path("blank")).model_dump()
+    label = {"kind": "survival", "unit": "days", "maximum": 900}
+    new = {
+        "data": base["data"] | {"label": label},
+        "task": {"name": task},
+        "model": {"name": "multimodal"},
+        "release": {"metrics": ["log_loss"]},
+        "privacy": {"target_epsilon": 8, "clipping_norm": 1.0},
+        "secure_aggregation": None,
+    }
+    return Study.model_validate(base | new | changes)
+
+
+def test_build_refuses_cox_under_patient_privacy_and_names_the_way_out() -> None:
+    findings = check_study(survival("survival_cox", release={"metrics": []}), build=True)
+    assert codes(findings, "error") == {"FH-PRIVACY-058"}
+    assert "survival_discrete_time" in findings[0].text
+    findings = check_study(survival("survival_discrete_time"), build=True)
+    assert not codes(findings, "error")
+
+
+def test_build_names_metrics_that_the_task_does_not_give() -> None:
+    asked = {"metrics": ["brier", "log_loss"]}
+    findings = check_study(survival("survival_discrete_time", release=asked), build=True)
+    assert codes(findings, "error") == {"FH-CONFIG-038"}
+    assert "brier" in findings[0].text
+    open_study = survival("survival_discrete_time", release=asked, privacy=None)
+    assert codes(check_study(open_study, build=True), "warning") == {"FH-CONFIG-038"}

@@ -32,6 +32,15 @@ def test_a_sentence_says_better_only_when_the_interval_does() -> None:
     assert "no held-out patient" in sentence_of("federated (a)", found(None, None))
 
 
+def test_a_sentence_names_the_tasks_own_first_metric() -> None:
+    dice = PairedDifference(num_patients=30, metric="dice", primary=difference(0.1, 0.05))
+    said = sentence_of("federated (a)", dice)
+    assert "Dice overlap +0.100 (+0.050 to +0.150): better in Dice overlap." in said
+    assert "log loss" not in said
+    open_one = PairedDifference(num_patients=3, metric="c_index", log_loss=difference(0.0, 0.1))
+    assert "concordance undefined (no comparable pair)" in sentence_of("federated (a)", open_one)
+
+
 def outcome() -> dict[str, Any]:
     row = {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8}
     worse, unclear = difference(-0.08, 0.05), difference(0.0, 0.1)

@@ -100,3 +100,13 @@ def test_verdicts_that_are_no_pass_are_errors() -> None:
     with pytest.raises(UsageError, match="FH-AUDIT-011"):
         require_clean(blind)
     require_clean({"verdict": "no_bug_found"})
+
+
+def test_labels_that_are_no_codes_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = yaml.safe_load((CONFIGS / "study.yaml").read_text())["data"]
+    label = {"kind": "survival", "unit": "days", "maximum": 900}
+    write_study(home, None, data=data | {"label": label})
+    assert run(["site", "audit", "--home", str(home)]) == 2
+    assert "FH-AUDIT-006" in capsys.readouterr().err
