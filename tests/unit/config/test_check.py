@@ -81,7 +81,7 @@ def survival(task: str, **changes: object) -> Study:
         "task": {"name": task},
         "model": {"name": "multimodal"},
         "release": {"metrics": ["log_loss"]},
-        "privacy": {"target_epsilon": 8, "clipping_norm": 1.0},
+        "privacy": {"target_epsilon": 8, "clipping_norm": 1.0, "release_metrics": "closing"},
         "secure_aggregation": None,
     }
     return Study.model_validate(base | new | changes)
