@@ -1,6 +1,10 @@
 """Freeze policies and FFA-LoRA: who is trained, exactness under averaging, what travels."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,12 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedhealth.config.base import OptionValue
+from fedhealth.config.load import load_study
+from fedhealth.config.template import template_path
 from fedhealth.errors import ConfigError
 from fedhealth.models.build import seeded_model, trainable_parameters
 from fedhealth.models.example_batch import random_batch
-from fedhealth.models.image_encoders import make_image_encoder
+from fedhealth.models.image_encoders import ImageEncoderName, make_image_encoder
 from fedhealth.models.lora import LowRankLayer, add_low_rank
 from fedhealth.models.multimodal import build_multimodal
+from fedhealth.models.trainable_parts import Policy
 from fedhealth.testing.model_contract import example_contract
 
 from .patient_oracle import assert_one_pass_is_the_patient_loop
@@ -95,7 +102,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
-@settings(deadline=None)  # the first call imports parts of torch
+@settings(deadline=None, max_examples=25)  # the first call imports parts of torch
 @given(seed=st.integers(0, 2**16), rank=st.integers(1, 4), num_sites=st.integers(1, 5))
 def test_the_mean_of_trained_factors_is_the_mean_of_the_changes(
     layer: nn.Linear | nn.Conv2d | nn.Conv3d, seed: int, rank: int, num_sites: int
@@ -153,7 +160,8 @@ def test_patients_are_clipped_in_one_pass_as_one_by_one(
 
 def test_a_tenth_travels_or_less() -> None:
     modality = example_contract().volumes[0]
-    for name in ("cnn", "resnet10"):
+    names: list[ImageEncoderName] = ["cnn", "resnet10", "densenet_small", "vit_tiny"]
+    for name in names:
         encoder = make_image_encoder(
             name,
             modality,
@@ -173,3 +181,23 @@ def test_a_tenth_travels_or_less() -> None:
     )
     assert _num_bytes() >= 10 * _num_bytes(trainable="head_only")
     assert _num_bytes() >= 10 * _num_bytes(trainable="head_and_fusion")
+
+
+def test_the_table_of_what_travels_is_true() -> None:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "fine-tune-a-pretrained-model.md"
+    study = load_study(template_path("synthetic").with_name("study-tests.yaml"))
+    contract = study.data.to_contract(seed=study.seed)
+    (volume,) = contract.volumes
+    contract = replace(contract, modalities=(replace(volume, shape=(32, 32, 32)), *contract.tables))
+    text = page.read_text("utf-8")
+    (header,) = re.findall(r"^\| `trainable` \| (`cnn`.*) \|$", text, re.MULTILINE)
+    encoders = [name.strip("`") for name in header.split(" | ")]
+    rows = re.findall(r"^\| `(\w+)`(?:, rank 8)? \| (\d[\d, |]*) \|$", text, re.MULTILINE)
+    assert {row[0] for row in rows} == set(get_args(Policy))
+    for policy, told in rows:
+        for encoder, count in zip(encoders, told.split(" | "), strict=True):
+            with torch.device("meta"):
+                options = {"image_encoder": encoder, "trainable": policy}
+                model = build_multimodal(contract, 1, options)
+            trained = sum(p.numel() for _, p in trainable_parameters(model))
+            assert trained == int(count.replace(",", "")), (policy, encoder)
