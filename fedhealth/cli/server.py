@@ -161,8 +161,11 @@ def status(
             emit_json("server-status", now)
             return
         say(f"study {now['study_id']}: server {'running' if now['is_running'] else 'not running'}")
-        rows = [[s["site_id"], s["state"], s["train_size"] or "hidden"] for s in now["sites"]]
-        say(table(["site", "state", "training size"], rows))
+        rows = [
+            [s["site_id"], s["state"], s["train_size"] or "hidden", s["variant"] or "-"]
+            for s in now["sites"]
+        ]
+        say(table(["site", "state", "training size", "variant"], rows))
         rows = [
             [r["run_name"], r["state"], r["rounds_done"], r["num_rounds"], r["report"] or "-"]
             for r in now["runs"]

@@ -36,6 +36,9 @@ def init(  # noqa: PLR0917 - typer passes options by name
             help="A modality that this site has; may be repeated. Left out: all of the study's."
         ),
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Which of the study's site_models.variants this site trains.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make this site's keys and its join request. Keys never leave; compare fingerprints by telephone."""
@@ -45,7 +48,13 @@ def init(  # noqa: PLR0917 - typer passes options by name
     from fedhealth.site.home import SiteHome
 
     settings = settings_from_options(
-        site_id, package, option or [], data_dir, train_size, modalities=modality or []
+        site_id,
+        package,
+        option or [],
+        data_dir,
+        train_size,
+        modalities=modality or [],
+        variant=variant,
     )
     done = init_site(SiteHome(home.resolve()), invite, settings)
     say(f"Site {done.site_id}, study {done.study_id}: {done.study_title}")

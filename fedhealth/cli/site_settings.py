@@ -17,6 +17,7 @@ def settings_from_options(
     train_size: int | None,
     *,
     modalities: Sequence[str] = (),
+    variant: str | None = None,
 ) -> SiteSettings | None:
     """All four facts, or None when none is given (the home has its site.yaml).
 
@@ -30,7 +31,7 @@ def settings_from_options(
         "--train-size": train_size,
     }
     missing = [name for name, value in facts.items() if value is None]
-    if len(missing) == len(facts) and not options and not modalities:
+    if len(missing) == len(facts) and not options and not modalities and variant is None:
         return None
     if site_id is None or package is None or data_dir is None or train_size is None:
         raise UsageError(
@@ -45,6 +46,7 @@ def settings_from_options(
         data_dir=data_dir.resolve(),
         train_size=train_size,
         modalities=tuple(modalities) or None,
+        variant=variant,
     )
 
 

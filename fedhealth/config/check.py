@@ -11,6 +11,7 @@ from typing import Literal
 from fedhealth import plugins
 from fedhealth.config.blocks import modality_blocks
 from fedhealth.config.study import Study
+from fedhealth.config.variants import check_variants
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import ConfigError, PrivacyError
 
@@ -68,6 +69,9 @@ def _plugins(study: Study) -> Iterator[Finding]:
         ("fedhealth.training", study.training.name),
         *(("fedhealth.strategies", run.strategy.name) for run in study.runs),
     ]
+    for variant in () if study.site_models is None else study.site_models.variants.values():
+        wanted.append(("fedhealth.models", variant.model.name))
+        wanted += [] if variant.task is None else [("fedhealth.tasks", variant.task.name)]
     for group, name in dict.fromkeys(wanted):
         try:
             plugins.find(group, name)
@@ -139,6 +143,7 @@ def _build(study: Study) -> list[Finding]:
             continue
         try:
             blocks = modality_blocks(method, study, run, TensorSpec.of(tensors))
+            check_variants(method, study, run, TensorSpec.of(tensors))
         except ConfigError as error:
             findings.append(
                 _error(error.code, f"runs.{run.name}: {error.what} {error.why} {error.fix}")

@@ -37,6 +37,11 @@ class SiteConfig(ConfigModel):
         "a study has. An encoder of a modality that is not declared may be left to other sites "
         "(federation.average_encoders_over).",
     )
+    variant: Name | None = Field(
+        None,
+        description="Which of the study's site_models.variants this site trains; public. Left out: the study's own "
+        "model.",
+    )
     privacy: SitePrivacy = Field(
         default_factory=lambda: SitePrivacy(dataset="cohort"),
         description="The hospital's own limits, and its privacy ledger.",

@@ -1,16 +1,17 @@
 """study.yaml: what a consortium agrees on. The same file, by digest, is pinned at every site."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedhealth.config.base import ConfigModel, Name, OptionValue, PluginName, Slug
-from fedhealth.config.data import DataConfig
+from fedhealth.config.data import DataConfig, LabelConfig
 from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.secure_aggregation import SecureAggregation
 from fedhealth.contracts.metrics import METRIC_RANGES
 
 SCHEMA_VERSION = 1
+TensorPrefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
 class PluginChoice(ConfigModel):
@@ -19,6 +20,34 @@ class PluginChoice(ConfigModel):
     name: PluginName = Field(description="Entry point name of an installed plug-in.")
     options: dict[Name, OptionValue] = Field(
         default_factory=dict, description="Options of that plug-in; unknown ones are refused by it."
+    )
+
+
+class SiteVariant(ConfigModel):
+    """What sites of one variant train instead of the study's own model."""
+
+    model: PluginChoice = Field(description="Entry point in fedhealth.models.")
+    task: PluginChoice | None = Field(
+        None, description="Entry point in fedhealth.tasks. Left out: the study's task."
+    )
+    label: LabelConfig | None = Field(
+        None, description="What these sites predict. Left out: the study's label."
+    )
+
+
+class SiteModels(ConfigModel):
+    """Sites that differ in encoder, width or task, and the blocks of the model that all of them share."""
+
+    shared_blocks: tuple[TensorPrefix, ...] = Field(
+        min_length=1,
+        max_length=100,
+        description="Prefixes of tensor names, such as encoders.table_ehr. with its dot. Runs with personalisation "
+        "private_blocks average these tensors; all others stay at each site.",
+    )
+    variants: dict[Name, SiteVariant] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Other models by name; a site chooses one in site.yaml (variant), or has the study's own.",
     )
 
 
@@ -118,9 +147,10 @@ class RunPlan(ConfigModel):
         default_factory=lambda: PluginChoice(name="fedavg"),
         description="Aggregation at the server: entry point in fedhealth.strategies.",
     )
-    personalisation: Literal["none", "private_head"] = Field(
+    personalisation: Literal["none", "private_head", "private_blocks"] = Field(
         "none",
-        description="private_head: the model's head is trained at each site and never leaves it.",
+        description="private_head: the model's head is trained at each site and never leaves it. private_blocks: so is "
+        "everything outside site_models.shared_blocks.",
     )
     control_variates: bool = Field(
         False,
@@ -193,6 +223,10 @@ class Study(ConfigModel):
         None,
         description="Masks under which the server sees the sum of all sites only. Left out: it sees every update.",
     )
+    site_models: SiteModels | None = Field(
+        None,
+        description="Shared blocks, and models of their own for some sites. Left out: every site has the same model.",
+    )
     policy: PoolingPolicy = Field(
         default_factory=lambda: PoolingPolicy(pooling_allowed=False),
         description="Whether the data could be pooled.",
@@ -245,6 +279,28 @@ class Study(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _site_models_fit(self) -> Self:
+        have_blocks = [run.personalisation == "private_blocks" for run in self.runs]
+        if self.site_models is None:
+            if any(have_blocks):
+                raise ValueError("personalisation private_blocks needs site_models.shared_blocks")
+            return self
+        if not any(have_blocks) or (self.site_models.variants and not all(have_blocks)):
+            raise ValueError(
+                "site_models goes with personalisation private_blocks: on every run if there are variants, since sites "
+                "with other models have nothing else in common"
+            )
+        variants = self.site_models.variants.values()
+        if self.release.metrics and any(
+            v.task is not None or v.label is not None for v in variants
+        ):
+            raise ValueError(
+                "variants with a task or label of their own need release.metrics []: a mean over sites that predict "
+                "different things says nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _control_variates_fit(self) -> Self:
         runs = [run for run in self.runs if run.control_variates]
         if not runs:
@@ -260,10 +316,12 @@ class Study(ConfigModel):
                 "runs.control_variates does not go with federation.average_encoders_over sites_with_modality: an "
                 "encoder that some sites leave alone has no control variate of all"
             )
-        if any(run.personalisation not in {"none", "private_head"} for run in runs):
+        if any(
+            run.personalisation not in {"none", "private_head", "private_blocks"} for run in runs
+        ):
             raise ValueError(
-                "runs.control_variates goes with personalisation none or private_head only: other methods take steps "
-                "that the control variate would count as the shared model's"
+                "runs.control_variates goes with personalisation none, private_head or private_blocks: others take "
+                "steps that the control variate would count as the shared model's"
             )
         masks = self.secure_aggregation
         noise = None if masks is None else masks.distributed_privacy

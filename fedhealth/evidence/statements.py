@@ -69,6 +69,7 @@ class RosterEntry(Statement):
     node_key_id: Hex64
     train_size: int | None = Field(ge=1, le=100_000_000)
     modalities: tuple[ModalityName, ...]
+    variant: ModalityName | None = None
 
 
 class Invitation(Statement):
@@ -86,7 +87,8 @@ class Invitation(Statement):
 class JoinRequest(Statement):
     """From a hospital to the consortium: public keys born at the site, and the declared training size.
 
-    The size is None in a study that hides it: it then travels under the masks only.
+    The size is None in a study that hides it: it then travels under the masks only. `variant` is which of the study's
+    models the site trains; None: the study's own.
     """
 
     study_id: SiteId
@@ -97,6 +99,7 @@ class JoinRequest(Statement):
     node_key_proof: str = Field(max_length=1000)
     train_size: int | None = Field(ge=1, le=100_000_000)
     modalities: tuple[ModalityName, ...]
+    variant: ModalityName | None = None
 
 
 class Admission(Statement):

@@ -84,6 +84,7 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
         Leaves.PUBLIC,
         "a number that a person declares; the number of patients stays at the site. Empty in a study that hides it",
     ),
+    "JoinRequest.variant": (Leaves.PUBLIC, "which of the study's models a person chose"),
     "JoinRequest.modalities": (Leaves.PUBLIC, "kinds of data that a person declares"),
     "Contribution.study_id": (Leaves.PUBLIC, _ECHO),
     "Contribution.site_id": (Leaves.PUBLIC, "name of the hospital"),

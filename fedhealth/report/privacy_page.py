@@ -224,8 +224,8 @@ def _notes(
         yield wording.VOID_COST
     if facts and unknown:
         yield f"{wording.SPEND_UNKNOWN} {', '.join(unknown)}."
-    if is_bounded and record.personalisation == "private_head":
-        yield wording.HEAD_STAYED
+    if is_bounded and record.personalisation in wording.KEPT_NOISED:
+        yield wording.KEPT_NOISED[record.personalisation]
     num_honest = _most_honest(event for fact in facts for event in fact.study_events)
     if num_honest:
         yield wording.honest_sites(num_honest)

@@ -177,7 +177,7 @@ class RoundRecord(Watermarked):
     num_parameters: Annotated[Count, P]
     strategy: Annotated[PluginName, D]
     strategy_config: Annotated[dict[StrategySetting, float], S] = Field(default_factory=dict)
-    personalisation: Annotated[Literal["none", "private_head"], D]
+    personalisation: Annotated[Literal["none", "private_head", "private_blocks"], D]
     min_cohort: Annotated[int, Field(ge=2, le=1000), D]
     sites: tuple[SiteFact, ...] = Field(min_length=1, max_length=1000)
     aggregate_train_metrics: Annotated[Metrics, A] = Field(default_factory=dict)

@@ -173,11 +173,7 @@ def _left_sentence(record: RoundRecord) -> str:
         )
     if record.kind == "evaluate":
         return "Evaluation only: no update left a hospital. Released metrics and their digests did."
-    head = (
-        " The hospital's private head is not among them."
-        if record.personalisation == "private_head"
-        else ""
-    )
+    head = wording.KEPT_BACK.get(record.personalisation, "")
     return (
         f"An update is one vector of {grouped(record.num_parameters)} float32 numbers that holds the "
         f"{len(record.tensors)} tensors below.{head} The metrics listed go with it."

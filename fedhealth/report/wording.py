@@ -129,8 +129,16 @@ METRIC: Final[dict[str, tuple[str, str]]] = {
 
 PERSONALISATION: Final[dict[str, str]] = {
     "none": "None: the whole model is shared.",
+    "private_blocks": "Private blocks: what the study does not name as shared is trained at each hospital and never "
+    "leaves it; hospitals may have different models.",
     "private_head": "Private head: each hospital trains its own head, which never leaves it.",
 }
+
+KEPT_BACK: Final[dict[str, str]] = {
+    "private_head": " The hospital's private head is not among them.",
+    "private_blocks": " The hospital's private blocks are not among them.",
+}
+"""Follows the sentence that says what an update holds."""
 
 UNBOUNDED: Final = "No differential privacy: nothing bounds what can be learnt about a patient"
 """Ends with the hospital, or with a full stop."""
@@ -175,9 +183,10 @@ SEEDED: Final = (
     "Some of this noise came from a fixed seed, for tests only: who knows the seed can remove it."
 )
 
-HEAD_STAYED: Final = (
-    "The private head was clipped and noised with the shared tensors, and did not leave."
-)
+KEPT_NOISED: Final[dict[str, str]] = {
+    "private_head": "The private head was clipped and noised with the shared tensors, and did not leave.",
+    "private_blocks": "Private blocks were clipped and noised with the shared tensors, and did not leave.",
+}
 
 
 def honest_sites(num_honest: int) -> str:

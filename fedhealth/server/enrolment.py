@@ -22,6 +22,7 @@ from fedhealth.config.blocks import modality_blocks
 from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
+from fedhealth.config.variants import check_variants, own_study
 from fedhealth.contracts.local_training import TrainingMethod
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.durable import exclusive, write_atomically
@@ -127,6 +128,7 @@ def init_server(
 def _write_initial_model(home: ServerHome, study: Study, run: str, method: TrainingMethod) -> int:
     plan = study.run(run)
     tensors = method.initial_tensors(study, plan)
+    check_variants(method, study, plan, TensorSpec.of(tensors))
     write_initial(
         home.run(run), tensors, modality_blocks(method, study, plan, TensorSpec.of(tensors))
     )
@@ -152,6 +154,7 @@ def admit(home: ServerHome, request_path: Path) -> Admitted:
     Raises:
         IdentityError: the request is not signed by the keys in it; FH-IDENTITY-031 the node key is not
             proven; FH-IDENTITY-032 it is for another study.
+        ConfigError: FH-CONFIG-045 the site asks for a variant that the study does not have.
         UsageError: the site or one of its keys is on the roster already; the file cannot be read.
     """
     study, _ = home.require()
@@ -169,6 +172,7 @@ def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
             why="Encoders may be averaged over the sites that declared their modality.",
             fix="Ask for a new request with `--modality` from the study, or without it.",
         )
+    own_study(study, request.variant)
     if (request.train_size is None) != study.hides_sizes:
         raise IdentityError(
             "FH-IDENTITY-033",
@@ -183,6 +187,7 @@ def _admit(home: ServerHome, study: Study, request_path: Path) -> Admitted:
         node_key_id=node_key_id(request.node_key),
         train_size=request.train_size,
         modalities=request.modalities,
+        variant=request.variant,
     )
     roster = read_roster(home.roster).admit(
         RosterLine(entry=entry, node_key=request.node_key, state="admitted")

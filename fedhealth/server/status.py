@@ -42,6 +42,7 @@ def read_status(home: ServerHome) -> dict[str, Any]:
                 "site_id": line.entry.site_id,
                 "state": line.state,
                 "train_size": line.entry.train_size,
+                "variant": line.entry.variant,
                 "key_id": line.entry.key_id,
             }
             for line in read_roster(home.roster).lines

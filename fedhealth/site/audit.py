@@ -14,6 +14,7 @@ import numpy as np
 from fedhealth.config.load import load_site, load_study
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
+from fedhealth.config.variants import own_study
 from fedhealth.contracts.local_training import SiteContext
 from fedhealth.durable import write_json
 from fedhealth.errors import PrivacyError, UsageError
@@ -58,7 +59,8 @@ def audit_site(
 
     started = time.monotonic()
     folder = home.study(home.choose_study(study_id))
-    config, study = load_site(home.config_path), load_study(folder.study)
+    config = load_site(home.config_path)
+    study = own_study(load_study(folder.study), config.variant)
     if study.training.name != "supervised":
         raise UsageError(
             "FH-AUDIT-005",

@@ -26,6 +26,7 @@ from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
+from fedhealth.config.variants import own_study
 from fedhealth.durable import write_atomically
 from fedhealth.errors import ConfigError, IdentityError, UsageError
 from fedhealth.evidence.journal import Journal
@@ -58,6 +59,7 @@ class SiteSettings:
     data_dir: Path
     train_size: int
     modalities: tuple[str, ...] | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,8 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
 
     Raises:
         IdentityError: the invitation is not signed by the key that it names.
-        ConfigError: the study in it is not the study that it names, or site.yaml is wrong.
+        ConfigError: the study in it is not the study that it names, or site.yaml is wrong; FH-CONFIG-045 the study has
+            no such variant.
         UsageError: FH-USAGE-011 a new home without settings; FH-USAGE-012 already enrolled; FH-USAGE-017 the settings
             name a modality that the study does not have.
     """
@@ -112,6 +115,7 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
         )
     if settings is not None:
         _check_modalities(settings, study)
+        own_study(study, settings.variant)
         write_site_config(home, settings)
     elif not home.config_path.exists():
         raise UsageError(
@@ -120,6 +124,7 @@ def init_site(home: SiteHome, invitation_path: Path, settings: SiteSettings | No
             fix="Give --site-id, --package, --data-dir and --train-size.",
         )
     config = load_site(home.config_path)
+    own_study(study, config.variant)
     write_atomically(folder.ca_certificate, invitation.ca_certificate.encode())
     write_atomically(folder.invitation, envelope.to_bytes())
     signing_key = _signing_key(home)
@@ -161,12 +166,15 @@ def join(home: SiteHome, admission_path: Path) -> Admission:
         raise _not_ours("it admits to another version of the study")
     asked = parse_statement(JoinRequest, Envelope.from_bytes(folder.request.read_bytes()).payload)
     entry = admission.site
-    if (entry.site_id, entry.train_size, entry.modalities) != (
+    if (entry.site_id, entry.train_size, entry.modalities, entry.variant) != (
         asked.site_id,
         asked.train_size,
         asked.modalities,
+        asked.variant,
     ):
-        raise _not_ours("it gives this site another name, weight or modalities than it asked for")
+        raise _not_ours(
+            "it gives this site another name, weight, variant or modalities than it asked for"
+        )
     write_atomically(folder.admission, envelope.to_bytes())
     return admission
 
@@ -248,6 +256,8 @@ def write_site_config(home: SiteHome, settings: SiteSettings) -> None:
     }
     if settings.modalities is not None:
         content["modalities"] = list(settings.modalities)
+    if settings.variant is not None:
+        content["variant"] = settings.variant
     write_atomically(home.config_path, yaml.dump(content, Dumper=Dumper, sort_keys=False).encode())
 
 
@@ -322,6 +332,7 @@ def _request(
         node_key_proof=base64.b64encode(proof).decode(),
         train_size=None if study.hides_sizes else config.declared_train_size,
         modalities=config.declared_modalities(study),
+        variant=config.variant,
     )
 
 

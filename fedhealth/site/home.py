@@ -7,6 +7,7 @@ from pathlib import Path
 from fedhealth.config.load import load_site, load_study, study_digest
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
+from fedhealth.config.variants import own_study
 from fedhealth.errors import ConfigError, IdentityError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey, VerifyKey
 from fedhealth.evidence.statements import (
@@ -157,7 +158,11 @@ class SiteHome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinned:
-    """What this site believes for one study: everything else is checked against it."""
+    """What this site believes for one study: everything else is checked against it.
+
+    `study` is the study as this site builds it, with the model of its variant (`config.variants.own_study`);
+    `study_sha256` is the digest of the study that all sites share.
+    """
 
     config: SiteConfig
     study: Study
@@ -176,7 +181,8 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
 
     Raises:
         IdentityError: FH-IDENTITY-010 not joined yet; or a signature or a key file is wrong.
-        ConfigError: site.yaml or the pinned study is wrong; FH-CONFIG-031 the study was edited after it was
+        ConfigError: site.yaml or the pinned study is wrong; FH-CONFIG-046 site.yaml names another variant than this
+            site was admitted with; FH-CONFIG-031 the study was edited after it was
             pinned; FH-CONFIG-034 site.yaml declares other modalities than the site was admitted with.
     """
     folder = home.study(study_id)
@@ -207,9 +213,16 @@ def load_pinned(home: SiteHome, study_id: str) -> Pinned:
     roster = (
         {} if study.secure_aggregation is None else read_pinned_roster(folder, study_id, server_key)
     )
+    if admission.site.variant != config.variant:
+        raise ConfigError(
+            "FH-CONFIG-046",
+            f"this site was admitted to study {study_id} with another variant than site.yaml names.",
+            why="The consortium was told which model it trains.",
+            fix="Put `variant` in site.yaml back, or enrol again.",
+        )
     return Pinned(
         config=config,
-        study=study,
+        study=own_study(study, config.variant),
         study_sha256=invitation.study_sha256,
         address=invitation.address,
         server_key=server_key,

@@ -5,6 +5,7 @@ from typing import Any
 from fedhealth.config.load import load_site, load_study
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
+from fedhealth.config.variants import own_study
 from fedhealth.contracts.data import SplitName
 from fedhealth.data.check import CohortSummary, check_cohort
 from fedhealth.data.shared import load_shared_cohort
@@ -36,7 +37,7 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     """
     chosen = home.choose_study(study_id)
     config = load_site(home.config_path)
-    study = load_study(home.study(chosen).study)
+    study = own_study(load_study(home.study(chosen).study), config.variant)
     weights = pinned_file(study.model.options)
     if weights is not None:
         find_file(weights)

@@ -150,6 +150,8 @@ def title_of(run: RunPlan) -> str:
     """How a run is called in the table."""
     if run.personalisation == "private_head":
         return f"federated, private head ({run.name})"
+    if run.personalisation == "private_blocks":
+        return f"federated, private blocks ({run.name})"
     return f"federated ({run.name})"
 
 

@@ -38,7 +38,8 @@ class Learner:
 
     Raises:
         ConfigError: the model or the task is wrong (see `fedhealth.models.build`), FH-TRAIN-002 there is no
-            such device, FH-MODEL-008 a private head is asked for and the model is all head or has none.
+            such device, FH-MODEL-008 a private head is asked for and the model is all head or has none,
+            FH-MODEL-040 nothing is shared.
     """
 
     def __init__(self, study: "Study", run: "RunPlan", *, device: str = "cpu") -> None:
@@ -49,12 +50,14 @@ class Learner:
             study, self.contract, num_outputs=self.task.num_outputs
         ).to(self.device)
         check_output_fits(self.task, self.model)
-        prefixes: tuple[str, ...] = ()
-        if run.personalisation == "private_head":
-            prefixes = getattr(self.model, "head_prefixes", ())
-        named = trainable_parameters(self.model)
-        self.shared = {name: p for name, p in named if not is_private(name, prefixes)}
-        self.private = {name: p for name, p in named if is_private(name, prefixes)}
+        named = dict(trainable_parameters(self.model))
+        private = private_names(study, run, self.model)
+        self.shared = {name: p for name, p in named.items() if name not in private}
+        self.private = {name: p for name, p in named.items() if name in private}
+        if run.personalisation == "private_blocks":
+            # In an order that models of different layers have in common.
+            self.shared = dict(sorted(self.shared.items()))
+            _refuse_nothing_shared(self.shared)
         if run.personalisation == "private_head" and not (self.shared and self.private):
             raise ConfigError(
                 "FH-MODEL-008",
@@ -91,6 +94,28 @@ class Learner:
                 parts.append(predictions_of(self.task, logits))
         nobody = torch.zeros(0, self.task.num_outputs)
         return np.concatenate(parts or [predictions_of(self.task, nobody)])
+
+
+def private_names(study: "Study", run: "RunPlan", model: nn.Module) -> frozenset[str]:
+    """Names of the trainable parameters that stay at the site in a run."""
+    names = [name for name, _ in trainable_parameters(model)]
+    if run.personalisation == "private_head":
+        prefixes = getattr(model, "head_prefixes", ())
+        return frozenset(name for name in names if is_private(name, prefixes))
+    if run.personalisation == "private_blocks" and study.site_models is not None:
+        shared = study.site_models.shared_blocks
+        return frozenset(name for name in names if not name.startswith(shared))
+    return frozenset()
+
+
+def _refuse_nothing_shared(shared: Mapping[str, nn.Parameter]) -> None:
+    if not shared:
+        raise ConfigError(
+            "FH-MODEL-040",
+            "no trainable tensor of the model is in site_models.shared_blocks.",
+            why="Sites that share nothing learn nothing from each other.",
+            fix="Name blocks that every site trains (`fedhealth study check --build` lists tensors that travel).",
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -169,6 +169,7 @@ def factory(root: Path) -> Iterator[MakeFederation]:
         package: str = "synthetic",
         package_options: Callable[[int], Mapping[str, object]] = lambda _: {},
         modalities: Mapping[int, tuple[str, ...]] | None = None,
+        variants: Mapping[int, str] | None = None,
     ) -> Federation:
         folder = root / name
         folder.mkdir(parents=True)
@@ -192,6 +193,7 @@ def factory(root: Path) -> Iterator[MakeFederation]:
                 data_dir=home.root / "data",
                 train_size=sizes[index],
                 modalities=(modalities or {}).get(index + 1),
+                variant=(variants or {}).get(index + 1),
             )
             done = init_site(home, federation.server.invitation, settings)
             join(home, admit(federation.server, done.request_path).admission_path)

@@ -78,7 +78,7 @@ def test_no_privacy_is_said_in_words() -> None:
         assert "The study asks for no patient-level privacy." in text
         assert "no bound" in text
         assert "Epsilon over rounds" not in text
-        assert wording.HEAD_STAYED not in text
+        assert wording.KEPT_NOISED["private_head"] not in text
 
 
 def test_one_hospital_without_a_bound_is_the_headline() -> None:
@@ -127,9 +127,9 @@ def test_the_last_account_of_a_hospital_that_dropped_out_is_shown_as_old() -> No
 def test_what_is_not_covered_and_where_the_head_stayed_is_said() -> None:
     notes = run_section(ROUNDS).notes
     assert wording.NOT_COVERED in notes
-    assert wording.HEAD_STAYED in notes
+    assert wording.KEPT_NOISED["private_head"] in notes
     plain = ROUNDS[0].model_copy(update={"personalisation": "none"})
-    assert wording.HEAD_STAYED not in round_section(plain, []).notes
+    assert wording.KEPT_NOISED["private_head"] not in round_section(plain, []).notes
 
 
 def test_noise_from_a_fixed_seed_is_said() -> None:
