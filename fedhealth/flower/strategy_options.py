@@ -78,7 +78,7 @@ def make_run_strategy(
     inner = make_strategy(run, min_cohort=study.federation.min_cohort)
     check_study = getattr(inner, "check_study", None)
     if check_study is not None:
-        check_study(study)
+        check_study(study, run)
     if study.secure_aggregation is None:
         if study.averages_by_modality:
             _check_takes_the_mean(inner)

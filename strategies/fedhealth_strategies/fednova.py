@@ -11,9 +11,12 @@ from typing import Literal
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from fedhealth.config.study import Study
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.errors import ConfigError
 from fedhealth_strategies.fedavg import FedAvg
+
+PLAIN_STEPS = frozenset({"none", "private_head"})
+"""Personalisation under which each local step is one of the optimiser's on all shared tensors."""
 
 
 class FedNova(FedAvg):
@@ -56,12 +59,20 @@ class FedNova(FedAvg):
         self.effective_steps = float(effective_steps)
         self.proximal_mu = float(proximal_mu)
 
-    def check_study(self, study: Study) -> None:
-        """Refuse a study whose sites take no local steps.
+    def check_study(self, study: Study, run: RunPlan) -> None:
+        """Refuse a study whose sites take no local steps, or other steps than a_i is made for.
 
         Raises:
-            ConfigError: FH-STRATEGY-005 distributed privacy of unit patient takes one global step a round.
+            ConfigError: FH-STRATEGY-005 distributed privacy of unit patient takes one global step a round,
+                FH-STRATEGY-009 the run's personalisation takes steps of its own.
         """
+        if run.personalisation not in PLAIN_STEPS:
+            raise ConfigError(
+                "FH-STRATEGY-009",
+                f"fednova does not go with `personalisation: {run.personalisation}`.",
+                why="Such a site takes steps that are not of the shared model alone, and a_i would count them wrongly.",
+                fix=f"Choose personalisation {' or '.join(sorted(PLAIN_STEPS))}, or another strategy.",
+            )
         masks = study.secure_aggregation
         noise = None if masks is None else masks.distributed_privacy
         if noise is not None and noise.unit == "patient":

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedhealth.config.study import Study
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.control_variates import CONTROL_PREFIX
 from fedhealth.errors import ConfigError
 from fedhealth_strategies.mean_step import MeanStep
@@ -58,7 +58,7 @@ class Scaffold(MeanStep):
         self._num_replies = 0
         self._num_summed: int | None = None
 
-    def check_study(self, study: Study) -> None:
+    def check_study(self, study: Study, run: RunPlan) -> None:  # noqa: ARG002 - the hook's shape
         """Refuse masks that let only some coordinates travel.
 
         Raises:

@@ -104,6 +104,14 @@ def test_steps_that_mean_nothing_are_refused(value: float) -> None:
         FedNova(value)
 
 
+def test_it_is_refused_where_personalisation_takes_other_steps() -> None:
+    study = Study.model_validate(study_content())
+    other = study.runs[0].model_copy(update={"personalisation": "pulled"})
+    with pytest.raises(ConfigError, match="FH-STRATEGY-009"):
+        FedNova(2.0).check_study(study, other)
+    FedNova(2.0).check_study(study, study.runs[0])
+
+
 def test_it_is_refused_where_sites_take_no_local_steps() -> None:
     noise: dict[str, Any] = {
         "unit": "patient",
