@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from fedhealth_site_synthetic import SyntheticSite
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
 from fedhealth.contracts.cohort import SitePackage
-from fedhealth.contracts.data import DataContract
+from fedhealth.contracts.data import DataContract, MultiLabel
 from fedhealth.errors import UsageError
 from fedhealth.site.new_package import create_site_package
 from fedhealth.testing.example_data import write_example_folder
@@ -43,6 +44,22 @@ class TestSynthetic(SiteContract):
 
 class TestSyntheticWithoutImaging(TestSynthetic):
     options: ClassVar = {"num_patients": 20, "size": 16, "imaging": False}
+
+
+class TestSyntheticSurvival(SiteContract):
+    package = SyntheticSite
+    options: ClassVar = {"num_patients": 20, "imaging": False, "outcomes": True}
+
+    def contract(self) -> DataContract:
+        return contract_of(ROOT / "configs/survival/study.yaml")
+
+
+class TestSyntheticSegmentation(SiteContract):
+    package = SyntheticSite
+    options: ClassVar = {"num_patients": 12, "size": 32, "lesion_masks": True}
+
+    def contract(self) -> DataContract:
+        return contract_of(ROOT / "configs/segmentation/study.yaml")
 
 
 class TestHeartSwitzerland(SiteContract):
@@ -74,6 +91,14 @@ class TestNewPackage(SiteContract):
 
     def fill_data_dir(self, data_dir: Path) -> None:
         write_example_folder(data_dir, self.contract())
+
+
+class TestFolderOfLabels(TestNewPackage):
+    """The generic reader, on made-up patients with several yes-or-no labels."""
+
+    def contract(self) -> DataContract:
+        label = MultiLabel(columns=("fever", "cough"))
+        return replace(super().contract(), label_column="", label_codes=(), target=label)
 
 
 def test_the_tests_of_a_new_package_pass_as_they_are(tmp_path: Path) -> None:

@@ -19,6 +19,14 @@ class SyntheticOptions(ConfigModel):
     records: bool = Field(
         True, description="false: a hospital without any health record; every patient has an image."
     )
+    outcomes: bool = Field(
+        False,
+        description="true: cohort.csv also has grade, days and progressed (other things to predict).",
+    )
+    lesion_masks: bool = Field(
+        False,
+        description="true: lesion/ holds a mask for each patient; every patient has an image.",
+    )
     flipped_marker: bool = Field(
         False, description="true: marker_5 has the opposite sign here (concept shift)."
     )
@@ -29,4 +37,6 @@ class SyntheticOptions(ConfigModel):
             raise ValueError("site_index is 0 .. num_sites - 1")
         if not (self.imaging or self.records):
             raise ValueError("imaging and records are both false: patients would have nothing")
+        if self.lesion_masks and not self.imaging:
+            raise ValueError("lesion_masks without imaging: masks are drawn on images")
         return self

@@ -27,12 +27,16 @@ LESION_SIGMA_MM = 13.0
 LESION_AMPLITUDE = 1.5
 """Relative to normal white matter."""
 
+MASK_LEVEL = 0.5
+"""Relative to normal white matter, before the scanner: a third of a lesion's peak, 4 times the most noise."""
+
 _TEMPLATE_SIZE = 64
 _OVERSAMPLING = 4
 _SHIFT_MM = 3.0
 _GAIN_JITTER = 0.05
 
 Volume = NDArray[np.float32]
+Mask = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 
@@ -92,13 +96,21 @@ def render_volume(
     Raises:
         ValueError: another size.
     """
+    return render_with_mask(rng, lesion_burden, size, scanner)[0]
+
+
+def render_with_mask(
+    rng: np.random.Generator, lesion_burden: float, size: int, scanner: Scanner
+) -> tuple[Volume, Mask]:
+    """As `render_volume`, and which voxels are lesion: (size, size, size) uint8, 1 where it adds `MASK_LEVEL`."""
     if size not in SIZES:
         raise ValueError(f"size is one of {SIZES}, not {size}")
     anatomy = _anatomy(size)
     shift_mm = rng.uniform(-_SHIFT_MM, _SHIFT_MM, size=3)
     image = (1.0 + rng.uniform(-_GAIN_JITTER, _GAIN_JITTER)) * _shifted(anatomy.image, shift_mm)
-    image = image + _lesions(rng, lesion_burden, anatomy, shift_mm)
-    return _scan(rng, image, scanner)
+    lesions = _lesions(rng, lesion_burden, anatomy, shift_mm)
+    volume = _scan(rng, image + lesions, scanner)
+    return volume, (lesions >= MASK_LEVEL).astype(np.uint8)
 
 
 def affine(size: int) -> Floats:

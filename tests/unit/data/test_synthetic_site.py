@@ -3,6 +3,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from fedhealth_site_synthetic import (
     Scanner,
@@ -16,10 +17,11 @@ from fedhealth_site_synthetic.__main__ import main
 from fedhealth_site_synthetic.generate import make_hospital, make_patient
 from fedhealth_site_synthetic.latents import bias_for, disease_logit, site_prevalence
 from fedhealth_site_synthetic.records import COLUMNS
-from fedhealth_site_synthetic.render import SIZES, affine
+from fedhealth_site_synthetic.render import SIZES, affine, render_with_mask
 
 from fedhealth.contracts.data import DataContract
 from fedhealth.errors import ConfigError, SiteDataError
+from fedhealth.models.survival_metrics import concordance
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -232,3 +234,41 @@ def test_the_command_writes_a_folder_that_the_site_reads(
     assert len(site(folder).load_cohort(synthetic_contract).patients) == 5
     assert main([*arguments, "--seed", "2"]) == 4
     assert "FH-DATA-051" in capsys.readouterr().err
+
+
+def test_other_outcomes_and_masks_change_nothing_else(tmp_path: Path) -> None:
+    generate(tmp_path / "plain", small())
+    generate(tmp_path / "more", small(outcomes=True, lesion_masks=True))
+    plain, more = files(tmp_path / "plain"), files(tmp_path / "more")
+    old, new = (pd.read_csv(tmp_path / name / "cohort.csv") for name in ("plain", "more"))
+    assert set(new) - set(old) == {"grade", "days", "progressed"}
+    pd.testing.assert_frame_equal(new[list(old)], old)
+    images = {name: content for name, content in plain.items() if name.startswith("t1")}
+    assert images.items() <= more.items()
+    assert sum(name.startswith("lesion") for name in more) == 20
+
+
+def test_grade_and_progression_follow_the_latents() -> None:
+    options = small(outcomes=True, imaging=False)
+    hospital = make_hospital(options)
+    drawn = [make_patient(options, hospital, number) for number in range(1500)]
+    logit = np.array([float(disease_logit(p.burden, p.risk, 0.0)) for p in drawn])
+    known = [p.outcomes for p in drawn if p.outcomes is not None]
+    grade, days, seen = np.array([(o.grade, o.days, o.progressed) for o in known]).T
+    assert set(grade) == {0, 1, 2, 3}
+    assert (grade >= 2).mean() == pytest.approx(hospital.prevalence, abs=0.04)
+    assert 0 < days.min() < days.max() <= 1800
+    assert 0.3 < seen.mean() < 0.9
+    once = np.ones((1, 1500))
+    assert concordance(logit, days, seen, once)[0] > 0.65
+    # From one grade to the next, patients of the same latents apart, the mean logit rises.
+    assert all(np.diff([logit[grade == g].mean() for g in range(4)]) > 0)
+
+
+def test_a_mask_is_where_the_bright_lesion_is() -> None:
+    volume, mask = render_with_mask(np.random.default_rng(1), 1.5, 32, Scanner())
+    without, nothing = render_with_mask(np.random.default_rng(1), -20.0, 32, Scanner())
+    assert mask.sum() > 20
+    assert nothing.sum() == 0
+    added = volume - without
+    assert added[mask == 1].min() > added[mask == 0].mean() + 0.2
