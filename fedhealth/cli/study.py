@@ -17,7 +17,10 @@ StudyArgument = Annotated[Path, typer.Argument(help="The study file.", metavar="
 def new(
     path: Annotated[Path, typer.Argument(help="File to write, or a folder for study.yaml.")],
     template: Annotated[
-        str, typer.Option(help="synthetic, heart or blank: the study to start from.")
+        str,
+        typer.Option(
+            help="The study to start from: a folder of configs, such as synthetic, heart, simulation or blank."
+        ),
     ] = "blank",
     json: JsonOption = False,
 ) -> None:

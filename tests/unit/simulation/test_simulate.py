@@ -197,7 +197,8 @@ def press_ctrl_c_when(path: Path) -> threading.Thread:
         end = time.monotonic() + 60
         while not path.exists() and time.monotonic() < end:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        if path.exists():
+            os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=wait)
     thread.start()
