@@ -11,14 +11,21 @@ norm, and the noise is made for that. B and B_s are public constants.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fedhealth.contracts.data import DataContract
 from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.data.batch import PatientDataset
+from fedhealth.data.shared import load_shared_cohort
 from fedhealth.errors import TrainingError
 from fedhealth.models.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from fedhealth.config.study import Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,3 +105,35 @@ class SharedOrder:
             rows = self._left
         self._left = rows[count:]
         return rows[:count]
+
+
+def load_shared_records(
+    study: "Study",
+    contract: DataContract,
+    *,
+    cache_dir: Path,
+    memory_limit_bytes: int,
+    num_own: int,
+) -> SharedRecords | None:
+    """The study's shared cohort; None where it has none.
+
+    Args:
+        study: with or without `training.shared_data`.
+        contract: of the study.
+        cache_dir: the site's.
+        memory_limit_bytes: most bytes of its volumes kept in memory.
+        num_own: records on this site's training side.
+
+    Raises:
+        ConfigError, SiteDataError: as `load_shared_cohort`.
+        TrainingError: FH-TRAIN-053 a step without privacy would take a record twice.
+    """
+    section = study.training.shared_data
+    if section is None:
+        return None
+    cohort = load_shared_cohort(section, contract, cache_dir=cache_dir)
+    dataset = PatientDataset(cohort.patients, contract, memory_limit_bytes=memory_limit_bytes)
+    shared = SharedRecords(dataset=dataset, fraction=section.fraction)
+    if study.privacy is None:
+        shared.check_enough(min(study.training.batch_size, num_own))
+    return shared

@@ -28,7 +28,6 @@ from fedhealth.contracts.local_training import (
 )
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import DEFAULT_MEMORY_LIMIT_BYTES, PatientDataset
-from fedhealth.data.shared import load_shared_cohort
 from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError, PrivacyError, TrainingError
 from fedhealth.models.build import modality_prefixes
@@ -53,7 +52,7 @@ from fedhealth.training.patient_gradients import flat_patient_gradients
 from fedhealth.training.patient_values import patient_values
 from fedhealth.training.private_head import HeadStore, Tensors
 from fedhealth.training.private_steps import clipped_gradients, run_private_steps
-from fedhealth.training.shared_records import SharedRecords
+from fedhealth.training.shared_records import load_shared_records
 from fedhealth.training.strategy_wishes import StrategyWishes
 
 if TYPE_CHECKING:
@@ -138,7 +137,13 @@ class SupervisedSession:
             )
             for side in (SplitName.TRAIN, SplitName.VALIDATION)
         )
-        self._shared = self._load_shared(site, options)
+        self._shared = load_shared_records(
+            study,
+            self._learner.contract,
+            cache_dir=site.cache_dir,
+            memory_limit_bytes=options.memory_limit_bytes,
+            num_own=len(self._train),
+        )
         shared = () if self._shared is None else (self._shared.dataset,)
         apply_frozen_encoders(
             self._learner,
@@ -162,21 +167,6 @@ class SupervisedSession:
             if site.noise_seed is None
             else Randomness.seeded_for_tests(site.noise_seed)
         )
-
-    def _load_shared(self, site: SiteContext, options: SupervisedOptions) -> SharedRecords | None:
-        section = self._study.training.shared_data
-        if section is None:
-            return None
-        cohort = load_shared_cohort(section, self._learner.contract, cache_dir=site.cache_dir)
-        dataset = PatientDataset(
-            cohort.patients,
-            self._learner.contract,
-            memory_limit_bytes=options.memory_limit_bytes,
-        )
-        shared = SharedRecords(dataset=dataset, fraction=section.fraction)
-        if self._study.privacy is None:
-            shared.check_enough(min(self._study.training.batch_size, len(self._train)))
-        return shared
 
     def evaluate(self, vector: Vector) -> Metrics:
         """Metrics of the incoming shared tensors, with the last committed private head, on validation patients.

@@ -4,13 +4,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedhealth_strategies.scaffold import Scaffold
+from fedhealth_strategies.secure_aggregation import SecureAggregation
 
 from fedhealth.config.study import Study
-from fedhealth.contracts.aggregation import SiteReply
+from fedhealth.contracts.aggregation import SiteLevelRelease, SiteReply, SkellamShare
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import AggregationError, ConfigError
 from fedhealth.flower.strategy_adapter import StrategyAggregator, build_aggregator
 from fedhealth.flower.strategy_options import make_run_strategy
+from fedhealth.flower.strategy_state import StrategyState
 from fedhealth.training.control_variates import finish
 
 from ..conftest import study_content  # noqa: TID252 - tests are no installed package
@@ -26,6 +29,17 @@ WEIGHTS = np.array([20.0, 10.0, 10.0])
 SHARES = WEIGHTS / WEIGHTS.sum()
 BEST = (SHARES[:, None] * CURVATURES * OPTIMA).sum(0) / (SHARES[:, None] * CURVATURES).sum(0)
 RATE, STEPS = 0.1, 10
+NOISE = SiteLevelRelease(
+    mechanism="distributed-skellam",
+    noise_multiplier=2.0,
+    noise_std=0.1,
+    clipping_norm=1.0,
+    denominator=5,
+    num_replies=5,
+    quantile_multiplier=None,
+    generator="chacha20",
+    skellam=SkellamShare(l1_sensitivity=10.0, l2_sensitivity=5.0, variance=100.0, num_honest=3),
+)
 
 
 def study(name: str = "scaffold", *, masks: dict[str, Any] | None = None, **options: Any) -> Study:
@@ -133,6 +147,17 @@ def test_a_round_of_two_of_three_sites_moves_c_by_two_thirds_of_their_mean_chang
     first, second = (local(np.zeros(2), site, np.zeros(2)) for site in (0, 1))
     mean = -(2 * first + second) / 3 / (STEPS * RATE)
     np.testing.assert_allclose(federation.vector[2:], mean * 2 / 3, rtol=2e-5)
+
+
+def test_noise_under_the_masks_has_divided_the_sum_by_all_sites_already() -> None:
+    """The mean of three survivors of five is a fifth of their sum: taking 3 / 5 of it would take it twice."""
+    inner = Scaffold(num_sites=5)
+    wrapper = SecureAggregation(inner, StrategyState(inner), NOISE)
+    made = StrategyAggregator(wrapper, SPEC, min_cohort=3)
+    made.configure(1, np.zeros(4, dtype=np.float32), SITES)
+    mean = np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32)
+    result = made.aggregate(1, iter([reply("sum-of-survivors", 3.0, mean, 3)]))
+    np.testing.assert_array_equal(result.vector, mean)
 
 
 def test_without_the_option_the_sites_that_reply_are_taken_for_all() -> None:
