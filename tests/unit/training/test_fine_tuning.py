@@ -15,6 +15,7 @@ from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import PatientDataset
 from fedhealth.models.build import build_model
+from fedhealth.models.exported import ModelDescription, open_model, weights_bytes
 from fedhealth.models.weight_files import weights_in
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.learner import Learner, dump, load
@@ -123,3 +124,22 @@ def test_averaged_low_rank_updates_are_the_average_of_the_models(
     expected = torch.stack([change(update) for update in updates]).mean(0)
     torch.testing.assert_close(change(mean), expected, atol=1e-5, rtol=1e-4)
     assert float(expected.norm()) > 0
+
+
+@pytest.mark.parametrize("trainable", ["lora", "image_frozen"])
+def test_an_exported_model_needs_no_weights_file(
+    tiny: Any, tmp_path: Path, pinned: dict[str, Any], trainable: str
+) -> None:
+    study = _study(tiny, trainable=trainable, **pinned)
+    learner = Learner(study, study.run("plain"))
+    rng = np.random.default_rng(0)
+    first = dump(learner.shared)
+    load(
+        learner.shared,
+        {n: v + rng.normal(size=v.shape).astype(np.float32) / 10 for n, v in first.items()},
+    )
+    weights = weights_bytes(dict(learner.model.named_parameters()))
+    (tmp_path / "weights" / "cnn.safetensors").unlink()
+    opened = open_model(ModelDescription.of(study, weights).to_bytes(), weights)
+    dataset = PatientDataset(tiny.patients(12), learner.contract)
+    np.testing.assert_array_equal(opened.predict(dataset), learner.predict(dataset, batch_size=64))
