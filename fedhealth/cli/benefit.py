@@ -12,6 +12,19 @@ app = new_app("Was it worth it: against training alone, on held-out patients.")
 
 @app.command()
 def benefit(  # noqa: PLR0917 - typer passes options by name
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file: compare all methods in a simulation.")
+    ] = None,
+    sites: Annotated[
+        list[Path] | None,
+        typer.Option("--site", help="With a study: a hospital's site.yaml; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100, help="With a study: splits and initial weights; 1 if left out."
+        ),
+    ] = None,
     home: Annotated[
         Path | None,
         typer.Option("--home", help="A site's home: its own result, which stays there."),
@@ -32,7 +45,7 @@ def benefit(  # noqa: PLR0917 - typer passes options by name
         Path | None, typer.Option(help="With --rows: check who signed them, against this roster.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --rows: folder for record and page.")
+        Path | None, typer.Option(help="Folder for record and page, and for the simulations.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -44,6 +57,9 @@ def benefit(  # noqa: PLR0917 - typer passes options by name
 
     answer(
         Request(
+            study=study,
+            sites=tuple(sites or ()),
+            seeds=seeds,
             home=home,
             study_id=study_id,
             release=release,

@@ -15,6 +15,9 @@ RECORD, PAGE = "benefit.json", "benefit.html"
 class Request:
     """What was typed."""
 
+    study: Path | None
+    sites: tuple[Path, ...]
+    seeds: int | None
     home: Path | None
     study_id: str | None
     release: Path | None
@@ -30,8 +33,14 @@ def answer(request: Request) -> None:
     Raises:
         UsageError: FH-BENEFIT-020 options of several ways, or of none.
     """
-    ways = {"--home": request.home is not None, "--rows": bool(request.rows)}
+    ways = {
+        "STUDY": request.study is not None,
+        "--home": request.home is not None,
+        "--rows": bool(request.rows),
+    }
     strays = {
+        "--site": bool(request.sites) and not ways["STUDY"],
+        "--seeds": request.seeds is not None and not ways["STUDY"],
         "--release": request.release is not None and not ways["--home"],
         "--study": request.study_id is not None and not ways["--home"],
         "--server-home": request.server_home is not None and not ways["--rows"],
@@ -41,10 +50,12 @@ def answer(request: Request) -> None:
         raise UsageError(
             "FH-BENEFIT-020",
             f"these options do not fit together: {_named({**ways, **strays})}.",
-            why="A site's own result, released rows and a simulation are three different questions.",
-            fix="Give --home (a site), or --rows (a consortium). See `fedhealth benefit --help`.",
+            why="A simulation, a site's own result and released rows are three different questions.",
+            fix="Give STUDY and --site (a simulation), --home (a site), or --rows (a consortium).",
         )
-    if request.home is not None:
+    if request.study is not None:
+        _simulation(request, request.study)
+    elif request.home is not None:
         _site(request, request.home)
     else:
         _rows(request)
@@ -52,6 +63,23 @@ def answer(request: Request) -> None:
 
 def _named(given: dict[str, bool]) -> str:
     return ", ".join(name for name, is_given in given.items() if is_given) or "none is given"
+
+
+def _simulation(request: Request, path: Path) -> None:
+    from fedhealth.config.load import load_study
+    from fedhealth.simulation.benefit import benefit_of_simulation
+    from fedhealth.simulation.hospitals import read_sites
+
+    study = load_study(path)
+    folder = request.out or Path("fedhealth-benefit")
+    record = benefit_of_simulation(
+        study,
+        read_sites(request.sites, None),
+        folder / "simulations",
+        num_seeds=request.seeds or 1,
+        say=say,
+    )
+    tell(request, record, write_pages(record, folder, title=study.title))
 
 
 def _site(request: Request, root: Path) -> None:

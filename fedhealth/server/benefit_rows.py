@@ -1,6 +1,6 @@
 """`fedhealth benefit --rows`: read the rows that hospitals released, check who signed them, put them together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedhealth.config.load import study_digest
@@ -8,9 +8,10 @@ from fedhealth.errors import EvidenceError, IdentityError
 from fedhealth.evidence.benefit_row import BenefitRow
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import is_canonical, open_statement, parse_statement
-from fedhealth.report.benefit.learning_curves import curves_of_run
+from fedhealth.report.benefit.learning_curves import curves_of_run, mean_curve, told_metric
 from fedhealth.report.benefit.record import BenefitRecord, CurveFact
 from fedhealth.report.benefit.released import combine_rows
+from fedhealth.report.record import RoundRecord
 from fedhealth.report.write import read_rounds
 from fedhealth.server.home import ServerHome
 from fedhealth.server.roster import read_roster
@@ -42,11 +43,18 @@ def combine_files(paths: Sequence[Path], server: ServerHome | None) -> tuple[Ben
                 why="Its numbers say nothing about this one.",
                 fix="Ask the hospital for the row of this study.",
             )
+    metric = told_metric(rows[0].primary, study.release.metrics)
+    rounds = {run.name: read_rounds(server.run(run.name).reports) for run in study.runs}
     record = combine_rows(
         rows,
         is_verified=True,
         pooling_allowed=study.policy.pooling_allowed,
-        curves=_curves(server, [run.name for run in study.runs], rows[0].primary),
+        curves=_curves(rounds, metric),
+        means=[
+            curve
+            for name, records in rounds.items()
+            for curve in mean_curve(records, metric=metric, method=f"run:{name}")
+        ],
     )
     return record, study.title
 
@@ -72,12 +80,9 @@ def _verified(envelope: Envelope, server: ServerHome) -> BenefitRow:
     return row
 
 
-def _curves(
-    server: ServerHome, run_names: Sequence[str], metric: str
-) -> dict[str, list[CurveFact]]:
+def _curves(rounds: Mapping[str, Sequence[RoundRecord]], metric: str) -> dict[str, list[CurveFact]]:
     found: dict[str, list[CurveFact]] = {}
-    for name in run_names:
-        records = read_rounds(server.run(name).reports)
+    for name, records in rounds.items():
         for site_id, curves in curves_of_run(records, metric=metric, method=f"run:{name}").items():
             found.setdefault(site_id, []).extend(curves)
     return found

@@ -63,6 +63,7 @@ class Setting:
     pooling_allowed: bool
     methods: Sequence[MethodFact]
     seed: int
+    curves: Sequence[CurveFact] = ()
 
 
 def analyse_simulation(
@@ -160,6 +161,7 @@ def _head(setting: Setting, measure: Measure) -> dict[str, object]:
         "has_patient_privacy": setting.has_patient_privacy,
         "pooling_allowed": setting.pooling_allowed,
         "methods": tuple(setting.methods),
+        "curves": tuple(setting.curves),
     }
 
 

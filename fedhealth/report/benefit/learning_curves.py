@@ -33,7 +33,7 @@ def curves_of_run(
         if record.status != "complete":
             continue
         for site in record.sites:
-            value = dict(site.evaluate_metrics.items()).get(metric)  # type: ignore[call-overload]  # any name may be asked for
+            value = {str(n): v for n, v in site.evaluate_metrics.items()}.get(metric)
             if value is not None:
                 points.setdefault(site.site_id, []).append(
                     CurvePoint(at=record.round_number - 1, value=value)
@@ -42,3 +42,27 @@ def curves_of_run(
         site_id: [CurveFact(method=method, metric=metric, unit="round", points=tuple(found))]
         for site_id, found in points.items()
     }
+
+
+def mean_curve(
+    records: Sequence[RoundRecord], *, metric: str, method: str
+) -> tuple[CurveFact, ...]:
+    """The mean over hospitals in each round, which masks let through; none where no round has it.
+
+    Args:
+        records: rounds of one run, in order.
+        metric: name of an evaluation metric.
+        method: key of the run in the record.
+    """
+    points = tuple(
+        CurvePoint(at=record.round_number - 1, value=means[metric])
+        for record in records
+        if record.status == "complete"
+        and metric in (means := {str(n): v for n, v in record.aggregate_evaluate_metrics.items()})
+    )
+    return (CurveFact(method=method, metric=metric, unit="round", points=points),) if points else ()
+
+
+def told_metric(primary: str, listed: Sequence[str]) -> str:
+    """Which metric curves are drawn of: the primary one where the study releases it, else the log loss."""
+    return primary if primary in listed else "log_loss"

@@ -1,5 +1,6 @@
 """The page of a comparison, a pure function of its record: self-contained HTML in the style of the reports."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from fedhealth.report.benefit import wording
@@ -54,9 +55,11 @@ def render_benefit(record: BenefitRecord, *, title: str, record_file: str) -> st
     """
     colours = {method.key: index for index, method in enumerate(record.methods)}
     runs = record.runs
+    names = {method.key: wording.method_name(method) for method in record.methods}
     return page(
         "benefit.html.j2",
         UNSAID,
+        is_simulation=record.origin == "simulation",
         b=record,
         title=title,
         record_file=record_file,
@@ -75,7 +78,7 @@ def render_benefit(record: BenefitRecord, *, title: str, record_file: str) -> st
         level=f"{LEVEL:.0%}".replace("%", "\u202f%"),
         num_resamples=NUM_RESAMPLES,
         has_calibration=any(r.calibration for site in record.sites for r in site.results),
-        has_curves=any(site.curves for site in record.sites),
+        curves=_curves(record.curves, "mean over hospitals", names, colours),
     )
 
 
@@ -150,7 +153,7 @@ def _site(record: BenefitRecord, site: SiteBenefit, colours: dict[str, int]) -> 
         "facts": _facts(site),
         "rows": rows,
         "calibration": _calibration(site, names, colours),
-        "curves": _curves(site, names, colours),
+        "curves": _curves(site.curves, site.site_id, names, colours),
     }
 
 
@@ -183,22 +186,22 @@ def _is_drawn(method: str) -> bool:
 
 
 def _curves(
-    site: SiteBenefit, names: dict[str, str], colours: dict[str, int]
+    found: Sequence[CurveFact], where: str, names: dict[str, str], colours: dict[str, int]
 ) -> list[dict[str, object]]:
     """One chart for each metric and unit: rounds of a federation and epochs of training alone do not share an axis."""
     groups: dict[tuple[str, str], list[CurveFact]] = {}
-    for curve in site.curves:
+    for curve in found:
         groups.setdefault((curve.metric, curve.unit), []).append(curve)
     drawn: list[dict[str, object]] = []
-    for (metric, unit), found in groups.items():
+    for (metric, unit), members in groups.items():
         series = [
             Series(names[c.method], colours[c.method], [(p.at, p.value) for p in c.points])
-            for c in found
+            for c in members
         ]
         label = f"{wording.metric_name(metric)} over {unit}s"
-        svg = curves(f"{label} at {site.site_id}", series, top=None, unit=f"{unit}s")
+        svg = curves(f"{label}, {where}", series, top=None, unit=f"{unit}s")
         drawn.append(
-            {"label": label, "hint": ", ".join(names[c.method] for c in found), "svg": svg}
+            {"label": label, "hint": ", ".join(names[c.method] for c in members), "svg": svg}
         )
     return drawn
 

@@ -146,7 +146,8 @@ class BenefitRecord(Closed):
             sites let out, signatures checked), released_unverified (nobody has checked them).
         primary: the metric that verdicts are about.
         margin: a loss of the primary metric below it is taken as no loss.
-        fewest: patients of each class below which no comparison in AUC is made.
+        fewest: patients of each class below which no comparison is made.
+        curves: learning curves of runs, means over the hospitals; where masks hide each hospital's own.
     """
 
     schema_id: Literal["fedhealth/benefit/v1"] = BENEFIT_SCHEMA
@@ -162,6 +163,7 @@ class BenefitRecord(Closed):
     pooling_allowed: bool
     methods: tuple[MethodFact, ...] = Field(min_length=1)
     sites: tuple[SiteBenefit, ...] = Field(min_length=1)
+    curves: tuple[CurveFact, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -22,6 +22,7 @@ def combine_rows(
     is_verified: bool,
     pooling_allowed: bool = False,
     curves: Mapping[str, Sequence[CurveFact]] | None = None,
+    means: Sequence[CurveFact] = (),
 ) -> BenefitRecord:
     """The record of released rows, sites in order of their ids.
 
@@ -30,6 +31,7 @@ def combine_rows(
         is_verified: their signatures were checked against a roster.
         pooling_allowed: of the study's policy.
         curves: learning curves by site, from the round records.
+        means: their means over the sites.
 
     Raises:
         EvidenceError: FH-BENEFIT-010 they are of different studies, or judged otherwise; FH-BENEFIT-011 a site is
@@ -67,6 +69,7 @@ def combine_rows(
         pooling_allowed=pooling_allowed,
         methods=_methods(ordered),
         sites=with_verdicts(sites, margin=first.margin, primary=first.primary),
+        curves=tuple(means),
     )
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fedhealth.report.benefit import wording
 from fedhealth.report.benefit.analysis import analyse_simulation, analyse_site, with_verdicts
+from fedhealth.report.benefit.learning_curves import curves_of_run, mean_curve, told_metric
 from fedhealth.report.benefit.page import render_benefit
 from fedhealth.report.benefit.record import (
     BenefitRecord,
@@ -17,6 +18,7 @@ from fedhealth.report.benefit.record import (
     benefit_json,
 )
 from fedhealth.statistics.verdicts import Verdict
+from fedhealth.testing.example_rounds import example_run, masked_run
 
 from .benefit_examples import MEASURE, METHODS, setting, site
 
@@ -236,10 +238,31 @@ def test_the_page_is_self_contained_and_holds_every_verdict() -> None:
     assert html.count("<svg") == html.count("</svg>")
     assert html.count('role="img"') == html.count("<desc>")
     assert "AUPRC" in html
-    assert "Simulation on one machine" in html
+    assert "<title>[simulation]" in html
+    assert "nothing here is evidence about a real hospital" in " ".join(html.split())
 
 
 def test_a_site_whose_name_is_long_does_not_leave_the_drawing() -> None:
     made = record({"a-hospital-with-a-very-long-name-indeed": (gain(-0.05, 0.05),)})
     html = render_benefit(made, title="Tiny", record_file="benefit.json")
     assert "a-hospital-with-a\u2026" in html
+
+
+def test_curves_come_from_the_rounds_and_under_masks_from_their_means() -> None:
+    open_rounds, masked_rounds = list(example_run()), list(masked_run())
+    by_site = curves_of_run(open_rounds, metric="auc", method="run:shared")
+    first = open_rounds[0]
+    for fact in first.sites:
+        value = fact.evaluate_metrics.get("auc")
+        if value is not None:
+            assert by_site[fact.site_id][0].points[0].at == 0  # the initial model
+            assert by_site[fact.site_id][0].points[0].value == value
+    (mean,) = mean_curve(masked_rounds, metric="log_loss", method="run:shared")
+    known = [
+        r.aggregate_evaluate_metrics["log_loss"] for r in masked_rounds if r.status == "complete"
+    ]
+    assert [point.value for point in mean.points] == known
+    assert curves_of_run(masked_rounds, metric="log_loss", method="run:shared") == {}
+    assert mean_curve(masked_rounds, metric="dice", method="run:shared") == ()
+    assert told_metric("auc", ("auc", "log_loss")) == "auc"
+    assert told_metric("auc", ("log_loss",)) == "log_loss"

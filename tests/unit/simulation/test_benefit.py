@@ -1,0 +1,133 @@
+"""A whole comparison on one machine: three small hospitals, two runs, pooled data, and each hospital left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedhealth.cli import app as cli
+from fedhealth.config.study import Study
+from fedhealth.config.template import template_path
+from fedhealth.errors import ExitCode
+from fedhealth.report.benefit.record import BenefitRecord
+from fedhealth.simulation.benefit import SiteScores, can_leave_out, plain_run, without_one
+from fedhealth.training.held_out import HeldOutScores
+
+SITES = ("hospital-1", "hospital-2", "hospital-3")
+MASKS = {"min_survivors": 3, "value_range": 1.0}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    said = yaml.safe_load(template_path("simulation").read_text("utf-8"))
+    said["runs"] = [
+        {"name": "shared-head", "num_rounds": 2},
+        {"name": "private-head", "num_rounds": 2, "personalisation": "private_head"},
+    ]
+    said["model"]["options"] = {"embedding_size": 2, "table_hidden_size": 2}
+    said["training"]["local_steps"] = 1
+    said["data"]["split"] = {"train": 0.3, "validation": 0.2, "test": 0.5}
+    return said | changes
+
+
+def write_hospitals(folder: Path) -> list[str]:
+    arguments = []
+    for index, site_id in enumerate(SITES):
+        path = folder / f"site-{site_id}.yaml"
+        options = {
+            "site_index": index,
+            "num_sites": len(SITES),
+            "num_patients": 40,
+            "size": 16,
+            "imaging": False,
+        }
+        said = {
+            "schema_version": 1,
+            "site_id": site_id,
+            "package": {"name": "synthetic", "options": options},
+            "data_dir": str(folder / "data" / site_id),
+            "declared_train_size": 12,
+        }
+        path.write_text(yaml.safe_dump(said))
+        arguments += ["--site", str(path)]
+    return arguments
+
+
+def test_every_method_is_judged_on_the_same_patients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(content(), sort_keys=False))
+    command = ["benefit", str(study), *write_hospitals(tmp_path), "--seeds", "1"]
+    code = cli.run([*command, "--out", str(tmp_path / "out"), "--json"])
+    captured = capsys.readouterr()
+    assert code == ExitCode.OK, captured.err
+    record = BenefitRecord.model_validate(json.loads(captured.out)["record"])
+    assert record.origin == "simulation"
+    assert record.num_seeds == 1
+    methods = ["local", "run:shared-head", "run:private-head", "pooled", "left-out"]
+    assert [method.key for method in record.methods] == methods
+    assert record.methods[2].kind == "personalised"
+    for site in record.sites:
+        assert [result.method for result in site.results] == methods
+        assert "epoch" in {curve.unit for curve in site.curves}
+        for gain in site.gains:
+            assert (gain.adjusted_p is None) == (gain.metric != "auc")
+    assert "round" in {curve.unit for site in record.sites for curve in site.curves}
+    page = (tmp_path / "out" / "benefit.html").read_text("utf-8")
+    assert "pool" in page
+    assert "AUC over rounds" in page
+    # Pooling is allowed for generated patients: the page says what that means.
+    assert "Your policy allows pooling" in captured.err or "Simply pool the data" in captured.err
+
+
+def test_a_patient_who_is_tested_with_two_seeds_is_one_patient() -> None:
+    site = SiteScores()
+    for patients in (["p1", "p2"], ["p2", "p3"]):
+        scores = HeldOutScores(
+            probabilities=np.array([0.2, 0.8]),
+            labels=np.array([0, 1]),
+            owners=np.array([0, 1]),
+            metrics={},
+        )
+        site.add("local", scores, patients)
+    assert [judged.patients.tolist() for judged in site.judged["local"]] == [[0, 1], [1, 2]]
+
+
+def study_of(**changes: Any) -> Study:
+    return Study.model_validate(content(**changes))
+
+
+def test_the_federation_without_a_hospital_has_one_plain_run_and_may_be_smaller() -> None:
+    study = study_of(secure_aggregation=MASKS)
+    others = without_one(study, 2)
+    assert [run.name for run in others.runs] == ["shared-head"]
+    assert others.federation.min_cohort == 2
+    assert others.secure_aggregation is None
+    assert can_leave_out(study, 3)
+    assert not can_leave_out(study, 2)
+
+
+def test_with_privacy_the_budget_is_shared_by_the_same_runs() -> None:
+    study = study_of(privacy={"target_epsilon": 3, "clipping_norm": 1.0}, release={"metrics": []})
+    assert [run.name for run in without_one(study, 2).runs] == ["shared-head", "private-head"]
+
+
+def test_noise_under_masks_needs_its_hospitals() -> None:
+    noise = {"unit": "site", "num_sites": 4, "clipping_norm": 1.0, "target_epsilon": 8.0}
+    masks = MASKS | {"distributed_privacy": noise}
+    runs = [{"name": name, "num_rounds": 2} for name in ("one", "two")]
+    study = study_of(secure_aggregation=masks, runs=runs, release={"metrics": []})
+    assert not can_leave_out(study, 3)
+    assert can_leave_out(study, 4)
+    others = without_one(study, 3)
+    assert others.secure_aggregation == study.secure_aggregation
+    assert others.runs == study.runs  # they share the budget
+
+
+def test_where_every_run_is_personal_the_plain_one_is_its_fedavg() -> None:
+    personal = {"name": "heads", "num_rounds": 2, "personalisation": "private_head"}
+    run = plain_run(study_of(runs=[personal | {"strategy": {"name": "fedper"}}]))
+    assert (run.name, run.personalisation, run.strategy.name) == ("heads", "none", "fedavg")
