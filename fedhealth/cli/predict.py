@@ -18,7 +18,9 @@ app = new_app("Score new patients with a trained model.")
 @app.command()
 def predict(  # noqa: PLR0917 - typer passes options by name
     data_dir: Annotated[Path, typer.Option(help="Folder with the new patients.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write; readable by you only.")],
+    out: Annotated[
+        Path, typer.Option(help="CSV file to write, or folder for masks; readable by you only.")
+    ],
     home: Annotated[
         Path | None, typer.Option(help="A site's home: its own model and its site package.")
     ] = None,
@@ -42,7 +44,7 @@ def predict(  # noqa: PLR0917 - typer passes options by name
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --out.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a probability for every new patient; modalities may be missing. Exit 4: implausible data."""
+    """Write scores, or masks, of new patients; modalities may be missing. Exit 4: implausible data."""
     from fedhealth.cli.site_settings import package_options
     from fedhealth.site.prediction import NewPatients, check_out
 

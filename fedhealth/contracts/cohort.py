@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,19 @@ class LazyVolume(Protocol):
 
         Raises:
             SiteDataError: the file is unreadable, truncated or not on the contract's grid.
+        """
+        ...
+
+
+@runtime_checkable
+class HoldsMasks(Protocol):
+    """What a volume can do besides, so that a predicted mask is written where its image is."""
+
+    def mask_on_source(self, codes: NDArray[np.uint8]) -> bytes:
+        """A mask (i, j, k) uint8 on the contract's grid as a NIfTI file (gzip) on the image's own voxels.
+
+        Raises:
+            SiteDataError: the image's file is unreadable.
         """
         ...
 

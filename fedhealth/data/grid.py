@@ -1,11 +1,16 @@
 """Bring a volume to the contract's grid and intensity scale (MONAI). Called by `volumes`."""
 
+from typing import TYPE_CHECKING
+
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhealth.contracts.data import VolumeModality
 from fedhealth.errors import SiteDataError
+
+if TYPE_CHECKING:
+    from monai.data.meta_tensor import MetaTensor
 
 GRID_VERSION = 1
 """Part of every cache key: raise it when the result of this module changes."""
@@ -74,6 +79,40 @@ def to_label_grid(
     return np.rint(voxels).astype(np.uint8)
 
 
+def from_label_grid(
+    codes: NDArray[np.uint8],
+    shape: tuple[int, int, int],
+    affine: Affine,
+    modality: VolumeModality,
+) -> NDArray[np.uint8]:
+    """Back from the grid to a source's own voxels: each takes the code of the nearest voxel of the grid, 0 outside.
+
+    Args:
+        codes: (i, j, k) on the grid, as `to_label_grid` gives it.
+        shape: of the source.
+        affine: of the source, (4, 4), voxel indices to RAS+ millimetres.
+        modality: the grid.
+
+    Returns:
+        uint8 codes of `shape`.
+    """
+    if _is_on_grid(shape, affine, modality):
+        return codes.copy()
+    to_grid_index = np.linalg.inv(_grid_affine(shape, affine, modality)) @ affine
+    source = np.moveaxis(np.indices(shape, dtype=np.float64), 0, -1)
+    place = np.rint(source @ to_grid_index[:3, :3].T + to_grid_index[:3, 3]).astype(np.int64)
+    is_inside = ((place >= 0) & (place < np.asarray(codes.shape))).all(axis=-1)
+    found = np.zeros(shape, dtype=np.uint8)
+    found[is_inside] = codes[tuple(place[is_inside].T)]
+    return found
+
+
+def _grid_affine(shape: tuple[int, int, int], affine: Affine, modality: VolumeModality) -> Affine:
+    """(4, 4): where the grid's voxels lie in a source's millimetres, as MONAI tells it of the very same steps."""
+    empty = np.zeros(shape, dtype=np.float32)
+    return np.asarray(_placed(empty, affine, modality, is_label=True).affine, dtype=np.float64)
+
+
 def check_field_of_view(
     shape: tuple[int, ...], affine: Affine, modality: VolumeModality, *, where: str
 ) -> None:
@@ -131,6 +170,16 @@ def _is_on_grid(shape: tuple[int, ...], affine: Affine, modality: VolumeModality
 def _resample(
     voxels: Volume, affine: Affine, modality: VolumeModality, *, is_label: bool = False
 ) -> Volume:
+    """The voxels on the grid, (i, j, k) float32."""
+    result: Volume = np.asarray(
+        _placed(voxels, affine, modality, is_label=is_label)[0], dtype=np.float32
+    )
+    return result
+
+
+def _placed(
+    voxels: Volume, affine: Affine, modality: VolumeModality, *, is_label: bool
+) -> "MetaTensor":
     """Orientation, antialiasing, spacing, shape. Oblique axes stay oblique: only their order and sign change.
 
     MONAI is imported here: volumes that are on the grid already never pay for it.
@@ -158,8 +207,8 @@ def _resample(
             ResizeWithPadOrCrop(modality.shape, mode="constant", value=background),
         ]
     )
-    result: Volume = np.asarray(steps(oriented)[0], dtype=np.float32)
-    return result
+    placed: MetaTensor = steps(oriented)
+    return placed
 
 
 def _z_score(voxels: Volume, where: str) -> Volume:

@@ -1,14 +1,16 @@
 """A patient's volume, read when it is needed. Made by `reader`, called as `LazyVolume`."""
 
+import gzip
 import hashlib
 import threading
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhealth.contracts.data import VolumeModality
-from fedhealth.data.grid import check_field_of_view, to_grid
+from fedhealth.data.grid import check_field_of_view, from_label_grid, to_grid
 from fedhealth.data.nifti import MAX_VOXELS, not_readable, read_header, read_voxels
 from fedhealth.data.volume_cache import VolumeCache
 from fedhealth.errors import SiteDataError
@@ -78,6 +80,20 @@ class NiftiVolume:
         with self._lock:
             _, digest = self._identify()
         return self._cache.key(digest, self._modality)
+
+    def mask_on_source(self, codes: NDArray[np.uint8]) -> bytes:
+        """A mask on the contract's grid as a NIfTI file with this file's own voxels and affine (gzip).
+
+        Args:
+            codes: (i, j, k) uint8 on the contract's grid.
+
+        Raises:
+            SiteDataError: FH-DATA-020 to 023, 027 and 028, see `nifti` and `grid`.
+        """
+        header = read_header(self._path, where=self._where)
+        voxels = from_label_grid(codes, header.shape, header.affine, self._modality)
+        image = nib.Nifti1Image(voxels, header.affine)  # type: ignore[no-untyped-call] # nibabel has no types here
+        return gzip.compress(image.to_bytes(), mtime=0)
 
     def _identify(self) -> tuple[bytes | None, str]:
         """SHA-256 of the file. The file is read once, and again when it was touched in between."""

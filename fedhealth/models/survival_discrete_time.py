@@ -75,6 +75,11 @@ class SurvivalDiscreteTime:
         # As float32, which is what the labels are: an event on an edge is on the same side in both.
         self._edges: NDArray[np.float32] = np.asarray(edges, dtype=np.float32)
 
+    @property
+    def interval_ends(self) -> tuple[float, ...]:
+        """Where the T intervals end, in the label's unit: what predictions are the survival to."""
+        return tuple(float(edge) for edge in self._edges)
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean negative log likelihood in nats, of logits (B, T) and labels (B, 2) float32 time and event."""
         return self.row_losses(logits, labels).mean()

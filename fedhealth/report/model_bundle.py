@@ -12,7 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from fedhealth.contracts.data import DataContract, TableModality, VolumeModality
+from fedhealth.contracts.data import (
+    DataContract,
+    MaskLabel,
+    MultiLabel,
+    SurvivalLabel,
+    TableModality,
+    VolumeModality,
+)
 from fedhealth.data.tables import TableEncoder
 from fedhealth.durable import write_atomically
 from fedhealth.errors import UsageError
@@ -137,20 +144,36 @@ def _input(modality: TableModality | VolumeModality) -> dict[str, Any]:
 
 
 def _output(parts: BundleParts) -> dict[str, Any]:
-    codes = parts.contract.label_codes
-    named = codes[1:] if parts.num_outputs == 1 else codes
+    target = parts.contract.target
     return {
         "type": "tuples",
         "format": "logits",
         "num_channels": parts.num_outputs,
-        "spatial_shape": [],
+        "spatial_shape": list(target.grid.shape) if isinstance(target, MaskLabel) else [],
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": False,
         "channel_def": {
-            str(index): f"{parts.contract.label_column}={code}" for index, code in enumerate(named)
+            str(index): name
+            for index, name in enumerate(_channels(parts.contract, parts.num_outputs))
         },
     }
+
+
+def _channels(contract: DataContract, num_outputs: int) -> list[str]:
+    """What each logit is about."""
+    match contract.target:
+        case None:
+            codes = contract.label_codes[1:] if num_outputs == 1 else contract.label_codes
+            return [f"{contract.label_column}={code}" for code in codes]
+        case MultiLabel(columns=columns):
+            return list(columns)
+        case SurvivalLabel(time_column=time):
+            if num_outputs == 1:
+                return [f"log hazard ratio of {time}"]
+            return [f"hazard of {time} in interval {index + 1}" for index in range(num_outputs)]
+        case MaskLabel(name=name, codes=codes):
+            return [f"{name}={code}" for code in codes]
 
 
 def _inference() -> dict[str, Any]:

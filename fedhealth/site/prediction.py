@@ -4,29 +4,27 @@ Scores are patients' data: the file is readable by its owner only. Beside it and
 volumes on the study's grid, nothing is written.
 """
 
-import csv
-import io
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhealth import plugins
-from fedhealth.contracts.cohort import Cohort, Patient
-from fedhealth.contracts.data import DataContract
+from fedhealth.contracts.cohort import Cohort
+from fedhealth.contracts.data import DataContract, MaskLabel
 from fedhealth.durable import write_atomically
 from fedhealth.errors import ConfigError, UsageError
 from fedhealth.site.recalibration import Recalibration
+from fedhealth.site.score_table import mask_files, modalities_of, score_columns, score_table
 
 if TYPE_CHECKING:
     from fedhealth.models.exported import OpenedModel
 
-DIMENSIONS_OF_CLASSES: Final = 2
+TABLE_OF_MASKS: Final = "patients.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +55,9 @@ def check_out(out: Path, *, may_overwrite: bool) -> None:
     if out.exists() and not (may_overwrite and out.is_file()):
         raise UsageError(
             "FH-USAGE-088",
-            "the file of --out is there already.",
+            "what --out names is there already.",
             why="Scores that somebody may rely on would be gone.",
-            fix="Give another file, or --force to replace it.",
+            fix="Give another name, or --force to replace a file.",
         )
     if not out.parent.is_dir():
         raise UsageError(
@@ -77,15 +75,15 @@ def score_new_patients(
     recalibration: Recalibration | None,
     device: str = "cpu",
 ) -> Scored:
-    """Read, score, and write the table in one step: a reader sees the old file or the whole new one.
+    """Read, score, and write in one step: what is there afterwards is whole.
 
-    Columns: the patient id, `record` (1 for a patient's first), a probability for each class, `calibrated` (yes or
-    no) and `modalities` (those that the patient has, joined by +).
+    A CSV file with the columns of `score_table`; where masks are predicted, a folder with one NIfTI file for each
+    record that has an image, on that image's own voxels, and the table beside them.
 
     Args:
         model: as `open_folder` or `OwnModel.opened` give it.
         patients: where they are.
-        out: the CSV file; see `check_out`.
+        out: file, or folder for masks; see `check_out`.
         recalibration: of this very model; None leaves the scores as they are.
         device: where to compute.
 
@@ -93,30 +91,42 @@ def score_new_patients(
         SiteDataError: the patients do not keep the data contract.
         ConfigError: FH-CONFIG-043 the site package does not read new patients; or it is not installed.
         TrainingError: FH-TRAIN-004 the model's output is not finite.
-        UsageError: FH-USAGE-090 the task has no score of a patient that fits into a table.
+        UsageError: FH-USAGE-088 a file where a folder of masks has to be; see `score_table`.
     """
     from fedhealth.data.batch import PatientDataset
 
+    contract = model.contract
     # Beside the result and not in /tmp: these are images of patients.
     with tempfile.TemporaryDirectory(prefix=".predict-", dir=out.parent) as scratch:
-        cohort = _read(patients, model.contract, Path(scratch))
-        dataset = PatientDataset(cohort.patients, model.contract, memory_limit_bytes=0)
-        found = model.predict(dataset, device=device).astype(np.float64)
-    if recalibration is not None:
-        found = recalibration.apply(found)
-    names = [f"probability_{code}" for code in model.contract.label_codes]
-    classes = _by_class(found, num_classes=len(names))
-    text = _table(
-        cohort.patients, names, classes, model.contract, calibrated=recalibration is not None
-    )
-    write_atomically(out, text.encode())
-    having = Counter(name for patient in cohort.patients for name in _modalities(patient))
+        cohort = _read(patients, contract, Path(scratch) / "cache")
+        dataset = PatientDataset(cohort.patients, contract, memory_limit_bytes=0)
+        found = model.predict(dataset, device=device)
+        if recalibration is not None:
+            found = recalibration.apply(found.astype(np.float64))
+        columns = score_columns(contract, model.task, found)
+        named, masks = mask_files(contract, cohort.patients, found)
+        text = score_table(
+            contract, cohort.patients, columns | named, calibrated=recalibration is not None
+        )
+        if isinstance(contract.target, MaskLabel):
+            check_out(out, may_overwrite=False)
+            _write_folder(out, {**masks, TABLE_OF_MASKS: text.encode()}, Path(scratch))
+        else:
+            write_atomically(out, text.encode())
+    having = Counter(name for patient in cohort.patients for name in modalities_of(patient))
     return Scored(
         num_patients=dataset.num_patients,
         num_records=len(dataset),
-        having={m.name: having[m.name] for m in model.contract.modalities},
+        having={m.name: having[m.name] for m in contract.modalities},
         calibrated=recalibration is not None,
     )
+
+
+def _write_folder(out: Path, files: Mapping[str, bytes], scratch: Path) -> None:
+    made = scratch / "out"
+    for name, content in files.items():
+        write_atomically(made / name, content)
+    made.rename(out)
 
 
 def _read(patients: NewPatients, contract: DataContract, scratch: Path) -> Cohort:
@@ -136,43 +146,3 @@ def _read(patients: NewPatients, contract: DataContract, scratch: Path) -> Cohor
         )
     cohort: Cohort = read(contract)
     return cohort
-
-
-def _by_class(found: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float64]:
-    """(N, K): the second class is what a vector is the probability of."""
-    if found.ndim == 1 and num_classes == DIMENSIONS_OF_CLASSES:
-        return np.column_stack([1 - found, found])
-    if found.ndim == DIMENSIONS_OF_CLASSES and found.shape[1] == num_classes:
-        return found
-    raise UsageError(
-        "FH-USAGE-090",
-        "this task has no probability for each class.",
-        why="The table has one column a class.",
-        fix="Use the model in Python (docs/how-to/use-the-model.md).",
-    )
-
-
-def _table(
-    patients: Sequence[Patient],
-    names: Sequence[str],
-    classes: NDArray[np.float64],
-    contract: DataContract,
-    *,
-    calibrated: bool,
-) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([contract.patient_id_column, "record", *names, "calibrated", "modalities"])
-    seen: Counter[str] = Counter()
-    for patient, row in zip(patients, classes, strict=True):
-        seen[patient.patient_id] += 1
-        present = _modalities(patient)
-        used = "+".join(m.name for m in contract.modalities if m.name in present)
-        scores = [f"{value:.6f}" for value in row]
-        said = "yes" if calibrated else "no"
-        writer.writerow([patient.patient_id, seen[patient.patient_id], *scores, said, used])
-    return buffer.getvalue()
-
-
-def _modalities(patient: Patient) -> set[str]:
-    return {*patient.tables, *patient.volumes}
