@@ -51,10 +51,13 @@ def simulate(  # noqa: PLR0917 - typer passes options by name
 ) -> None:
     """Simulate a study. Example: fedhealth simulate study.yaml --num-sites 20 --option site_index={index}."""
     from fedhealth.cli.simulation_text import ProgressLine, payload, text
+    from fedhealth.cli.study_check import check_whole_study
+    from fedhealth.config.check import require_no_errors
     from fedhealth.config.load import load_study
     from fedhealth.simulation import simulate as run_simulation
 
     loaded = load_study(study)
+    require_no_errors(study, check_whole_study(loaded, build=False))
     loaded = loaded if seed is None else loaded.model_copy(update={"seed": seed})
     folder = out or Path(f"fedhealth-simulation/{datetime.now(UTC):%Y%m%d-%H%M%S}")
     chosen = _sites(

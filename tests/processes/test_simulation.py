@@ -1,5 +1,9 @@
 """A simulation gives the model of the real federation: the same study, the same seed, another transport."""
 
+import itertools
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,11 @@ import yaml
 
 from fedhealth.config.load import load_site, load_study
 from fedhealth.config.site import SiteConfig
+from fedhealth.report.write import read_rounds
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.simulation import Simulation, simulate
 
-from .conftest import Federation, MakeFederation
+from .conftest import Federation, MakeFederation, study_content, wait_until
 
 ROOT = Path(__file__).parents[2]
 MASKS = {"min_survivors": 3, "value_range": 1.0}
@@ -75,3 +80,32 @@ def test_under_masks_models_differ_by_their_random_rounding_only(
         assert [record.masking.survivors for record in records if record.masking] == [
             ("hospital-1", "hospital-2", "hospital-3")
         ] * 2
+
+
+def test_a_killed_simulation_goes_on_from_its_last_round(tmp_path: Path) -> None:
+    """SIGKILL leaves whatever was written so far: no fsync is needed for that, the kernel has it."""
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(study_content({"step": 0.5, "wait_s": 0.1}, num_rounds=6)))
+    out = tmp_path / "out"
+    argv = [
+        sys.executable, "-I", "-m", "fedhealth", "simulate", str(study), "--num-sites", "3",
+        "--train-size", "10", "--out", str(out), "--keep",
+    ]  # fmt: skip
+    reports = out / "server/runs/main/reports"
+    with (tmp_path / "killed.txt").open("w") as file:
+        first = subprocess.Popen(argv, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        try:
+            wait_until((reports / "round-0002.json").exists, 120, "two rounds were done")
+        finally:
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    records = read_rounds(reports)
+    complete = [r for r in records if r.status == "complete"]
+    assert [(r.round_number, r.kind) for r in complete] == [
+        *((number, "train") for number in range(1, 7)),
+        (7, "evaluate"),
+    ]
+    for before, after in itertools.pairwise(complete):
+        assert after.model_in_sha256 == before.model_out_sha256

@@ -76,3 +76,16 @@ def test_hospitals_come_from_exactly_one_place(
 def test_no_quorum_is_exit_9(study: Path, tmp_path: Path) -> None:
     arguments = ["simulate", str(study), "--num-sites", "2", *SYNTHETIC]
     assert run([*arguments, "--out", str(tmp_path / "out")]) == 9
+
+
+def test_a_study_that_cannot_run_is_refused_before_anything_is_made(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content: dict[str, Any] = yaml.safe_load(study.read_text())
+    content["runs"][0]["strategy"] = {"name": "fedprox", "options": {"proximal_mu": -1.0}}
+    study.write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    arguments = ["simulate", str(study), "--num-sites", "3", *SYNTHETIC, "--out", str(out)]
+    assert run(arguments) == 3
+    assert "FH-STRATEGY" in capsys.readouterr().err
+    assert not out.exists()
