@@ -14,6 +14,7 @@ import numpy as np
 from fedhealth.config.load import study_digest
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import PluginChoice, RunPlan, Study
+from fedhealth.config.variants import own_study
 from fedhealth.errors import UsageError
 from fedhealth.report.benefit.analysis import Setting, SitePredictions, analyse_simulation
 from fedhealth.report.benefit.learning_curves import (
@@ -77,7 +78,7 @@ def benefit_of_simulation(
 
     Raises:
         UsageError: FH-BENEFIT-030 nothing to judge in this study, FH-BENEFIT-031 a hospital took part with one seed
-            and not with another.
+            and not with another, FH-BENEFIT-032 hospitals predict different things.
         FedHealthError: as `simulate`, `train_alone_tuned` and `train_pooled_tuned`.
     """
     if study.training.name != "supervised":
@@ -87,6 +88,9 @@ def benefit_of_simulation(
             why="Only supervised training is judged on test patients.",
             fix="Simulate it with `fedhealth simulate` and look at the reports.",
         )
+    _require_one_task(study)
+    if not has_one_model(study):
+        say("Sites differ in model: there is no pooled model and none of a site that stayed out.")
     found: dict[str, SiteScores] = {}
     means: list[CurveFact] = []
     for number in range(num_seeds):
@@ -118,21 +122,24 @@ def _judge(
     """Add the scores of one seed."""
     study, plain = done.study, plain_run(done.study)
     is_first = not found
+    variants = {config.site_id: config.variant for config in sites}
     contexts = {s: done.context(s, plain.name) for s in done.site_ids}
     patients = {s: held_out_ids(context) for s, context in contexts.items()}
     say(f"seed {study.seed}: each hospital alone, tuned")
     for site_id, context in contexts.items():
-        site = found.setdefault(site_id, SiteScores())
-        tuned = train_alone_tuned(study, plain, context)
+        site, own = found.setdefault(site_id, SiteScores()), own_study(study, variants[site_id])
+        tuned = train_alone_tuned(own, plain, context)
         site.add(LOCAL, tuned.scores, patients[site_id])
         if is_first:
             site.missing.update(missing_shares(study, context))
             site.curves.extend(curves_alone(learning_curve(tuned)))
         for run in study.runs:
             scores = scores_on_test(
-                study, run, done.runs[run.name].vector, done.context(site_id, run.name)
+                own, run, done.runs[run.name].vector, done.context(site_id, run.name)
             )
             site.add(_method(run).key, scores, patients[site_id])
+    if not has_one_model(study):
+        return
     say(f"seed {study.seed}: all data in one place, tuned")
     for site_id, scores in train_pooled_tuned(study, plain, contexts).items():
         found[site_id].add(POOLED, scores, patients[site_id])
@@ -156,12 +163,20 @@ def _left_out(done: Simulation, sites: Sequence[SiteConfig], site_id: str) -> He
 def plain_run(study: Study) -> RunPlan:
     """The first run without personalisation; the first run without its personalisation where all have one."""
     plain = [run for run in study.runs if run.personalisation == "none"]
-    fedavg = PluginChoice(name="fedavg")
-    return (
-        plain[0]
-        if plain
-        else study.runs[0].model_copy(update={"personalisation": "none", "strategy": fedavg})
+    if plain:
+        return plain[0]
+    return study.runs[0].model_copy(
+        update={
+            "personalisation": "none",
+            "strategy": PluginChoice(name="fedavg"),
+            "control_variates": False,
+        }
     )
+
+
+def has_one_model(study: Study) -> bool:
+    """Whether one model can stand for all hospitals: not where they chose variants."""
+    return study.site_models is None or not study.site_models.variants
 
 
 def can_leave_out(study: Study, num_sites: int) -> bool:
@@ -184,13 +199,27 @@ def without_one(study: Study, num_others: int) -> Study:
     federation = study.federation.model_copy(
         update={"min_cohort": min(study.federation.min_cohort, num_others)}
     )
+    kept = tuple(plain if run.name == plain.name else run for run in runs) or (plain,)
+    has_blocks = any(run.personalisation == "private_blocks" for run in kept)
     return study.model_copy(
         update={
-            "runs": tuple(plain if run.name == plain.name else run for run in runs) or (plain,),
+            "runs": kept,
+            "site_models": study.site_models if has_blocks else None,
             "secure_aggregation": masks if is_noised else None,
             "federation": federation,
         }
     )
+
+
+def _require_one_task(study: Study) -> None:
+    variants = () if study.site_models is None else study.site_models.variants.values()
+    if any(variant.task is not None or variant.label is not None for variant in variants):
+        raise UsageError(
+            "FH-BENEFIT-032",
+            "hospitals of this study predict different things.",
+            why="Their metrics cannot stand in one comparison.",
+            fix="Ask each hospital with `fedhealth benefit --home`.",
+        )
 
 
 def _require_same(found: Mapping[str, SiteScores], done: Simulation, *, is_first: bool) -> None:
@@ -223,7 +252,9 @@ def _method(run: RunPlan) -> MethodFact:
 
 
 def _setting(study: Study, found: Mapping[str, SiteScores], means: Sequence[CurveFact]) -> Setting:
-    others = [MethodFact(key=POOLED, kind="pooled")]
+    others = []
+    if any(POOLED in site.judged for site in found.values()):
+        others.append(MethodFact(key=POOLED, kind="pooled"))
     if any(LEFT_OUT in site.judged for site in found.values()):
         others.append(MethodFact(key=LEFT_OUT, kind="left_out"))
     masks = study.secure_aggregation

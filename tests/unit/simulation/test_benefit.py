@@ -11,9 +11,16 @@ import yaml
 from fedhealth.cli import app as cli
 from fedhealth.config.study import Study
 from fedhealth.config.template import template_path
-from fedhealth.errors import ExitCode
+from fedhealth.errors import ExitCode, UsageError
 from fedhealth.report.benefit.record import BenefitRecord
-from fedhealth.simulation.benefit import SiteScores, can_leave_out, plain_run, without_one
+from fedhealth.simulation.benefit import (
+    SiteScores,
+    benefit_of_simulation,
+    can_leave_out,
+    has_one_model,
+    plain_run,
+    without_one,
+)
 from fedhealth.training.held_out import HeldOutScores
 
 SITES = ("hospital-1", "hospital-2", "hospital-3")
@@ -131,3 +138,24 @@ def test_where_every_run_is_personal_the_plain_one_is_its_fedavg() -> None:
     personal = {"name": "heads", "num_rounds": 2, "personalisation": "private_head"}
     run = plain_run(study_of(runs=[personal | {"strategy": {"name": "fedper"}}]))
     assert (run.name, run.personalisation, run.strategy.name) == ("heads", "none", "fedavg")
+
+
+def test_hospitals_with_other_models_have_no_pooled_one_and_other_tasks_are_refused(
+    tmp_path: Path,
+) -> None:
+    model = {"name": "multimodal", "options": {"embedding_size": 2, "table_hidden_size": 4}}
+    runs = [{"name": "blocks", "num_rounds": 1, "personalisation": "private_blocks"}]
+    blocks = {"shared_blocks": ["encoders.table_ehr."], "variants": {"wide": {"model": model}}}
+    study = study_of(runs=runs, site_models=blocks)
+    assert not has_one_model(study)
+    assert has_one_model(study_of())
+    one = study_of(runs=runs, site_models={"shared_blocks": ["encoders.table_ehr."]})
+    assert without_one(one, 2).site_models is None
+    other = {"model": model, "task": {"name": "multiclass_classification"}}
+    differ = study_of(
+        runs=runs,
+        site_models={**blocks, "variants": {"wide": other}},
+        release={"metrics": []},
+    )
+    with pytest.raises(UsageError, match="FH-BENEFIT-032"):
+        benefit_of_simulation(differ, [], tmp_path, num_seeds=1)
