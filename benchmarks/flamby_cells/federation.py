@@ -77,7 +77,9 @@ def federate(setting: FederatedSetting, seeds: Sequence[int]) -> tuple[Tensor, T
     own_controls = {client.name: torch.zeros_like(model) for client in clients}
     for number in range(1, NUM_ROUNDS + 1):
         sent = {}
-        wishes = _wishes(aggregators[0], number, model[0], control[0], setting)
+        # Every aggregator is told its model; what they ask of sites is the same.
+        for index, aggregator in enumerate(aggregators):
+            wishes = _wishes(aggregator, number, model[index], control[index], setting)
         for client in clients:
             correction = control - own_controls[client.name]
             trained = _local_steps(
