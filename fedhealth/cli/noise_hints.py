@@ -100,5 +100,5 @@ def model_sizes(study: Study) -> tuple[ModelSize, ...]:
 def _num_parameters(study: Study) -> int:
     """Of the whole model: a private head is clipped and noised with the rest, and only not sent."""
     method = plugins.load("fedhealth.training", study.training.name)()
-    whole = RunPlan.model_validate(study.runs[0].model_copy(update={"personalisation": "none"}))
+    whole = RunPlan.model_validate(study.runs[0].alone())
     return sum(tensor.size for tensor in method.initial_tensors(study, whole).values())

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedhealth.config.base import ConfigModel, Name, OptionValue, PluginName, Slug
 from fedhealth.config.data import DataConfig, LabelConfig
+from fedhealth.config.personalisation import PersonalisationName, check_options
 from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.secure_aggregation import SecureAggregation
 from fedhealth.contracts.metrics import METRIC_RANGES
@@ -147,15 +148,35 @@ class RunPlan(ConfigModel):
         default_factory=lambda: PluginChoice(name="fedavg"),
         description="Aggregation at the server: entry point in fedhealth.strategies.",
     )
-    personalisation: Literal["none", "private_head", "private_blocks"] = Field(
+    personalisation: PersonalisationName = Field(
         "none",
-        description="private_head: the model's head is trained at each site and never leaves it. private_blocks: so is "
-        "everything outside site_models.shared_blocks.",
+        description="What each site has of its own. private_head, fedrep: the model's head; private_blocks: all that is "
+        "not in site_models.shared_blocks; local_norm: the weights of normalisation layers; mr_mtl, ditto, fine_tune: "
+        "a whole model besides the shared one. What is a site's own never leaves it.",
+    )
+    personalisation_options: dict[Name, OptionValue] = Field(
+        default_factory=dict,
+        description="fedrep: head_share; mr_mtl, ditto: strength; fine_tune: epochs, learning_rate.",
     )
     control_variates: bool = Field(
         False,
         description="For strategy scaffold, which needs it: a control variate travels beside each tensor, both ways.",
     )
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        check_options(self.personalisation, self.personalisation_options)
+        return self
+
+    def alone(self) -> Self:
+        """The same run for one site by itself: nothing is kept from anybody, and nothing drifts."""
+        return self.model_copy(
+            update={
+                "personalisation": "none",
+                "personalisation_options": {},
+                "control_variates": False,
+            }
+        )
 
 
 class ReleaseConfig(ConfigModel):
@@ -274,7 +295,8 @@ class Study(ConfigModel):
             )
         if any(run.personalisation != "none" for run in self.runs):
             raise ValueError(
-                "distributed_privacy of unit patient cannot protect a private head: no noise of others covers it"
+                "distributed_privacy of unit patient cannot protect what is a site's own, such as a private head: no "
+                "noise of others covers it"
             )
         return self
 
@@ -329,6 +351,14 @@ class Study(ConfigModel):
             raise ValueError(
                 "runs.control_variates does not go with distributed_privacy of unit patient: one global step a round "
                 "does not drift"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fedrep_has_two_phases(self) -> Self:
+        if self.training.local_steps == 1 and any(r.personalisation == "fedrep" for r in self.runs):
+            raise ValueError(
+                "personalisation fedrep needs training.local_steps of 2 or more: one trains the head"
             )
         return self
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from fedhealth.config.personalisation import PersonalisationName
 from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
@@ -177,7 +178,7 @@ class RoundRecord(Watermarked):
     num_parameters: Annotated[Count, P]
     strategy: Annotated[PluginName, D]
     strategy_config: Annotated[dict[StrategySetting, float], S] = Field(default_factory=dict)
-    personalisation: Annotated[Literal["none", "private_head", "private_blocks"], D]
+    personalisation: Annotated[PersonalisationName, D]
     min_cohort: Annotated[int, Field(ge=2, le=1000), D]
     sites: tuple[SiteFact, ...] = Field(min_length=1, max_length=1000)
     aggregate_train_metrics: Annotated[Metrics, A] = Field(default_factory=dict)

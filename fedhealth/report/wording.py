@@ -132,10 +132,17 @@ PERSONALISATION: Final[dict[str, str]] = {
     "private_blocks": "Private blocks: what the study does not name as shared is trained at each hospital and never "
     "leaves it; hospitals may have different models.",
     "private_head": "Private head: each hospital trains its own head, which never leaves it.",
+    "fedrep": "FedRep: each hospital trains its own head first, which never leaves it, and then the shared rest.",
+    "local_norm": "Local normalisation: weights of normalisation layers are each hospital's own and never leave it.",
+    "mr_mtl": "MR-MTL: each hospital has a model of its own, drawn to the mean of all; what leaves is its change.",
+    "ditto": "Ditto: besides the shared model each hospital trains one of its own, which never leaves it.",
+    "fine_tune": "Fine-tuning: each hospital may train the final model on, by itself; that model never leaves it.",
 }
 
 KEPT_BACK: Final[dict[str, str]] = {
     "private_head": " The hospital's private head is not among them.",
+    "fedrep": " The hospital's private head is not among them.",
+    "local_norm": " The hospital's own normalisation weights are not among them.",
     "private_blocks": " The hospital's private blocks are not among them.",
 }
 """Follows the sentence that says what an update holds."""
@@ -185,6 +192,8 @@ SEEDED: Final = (
 
 KEPT_NOISED: Final[dict[str, str]] = {
     "private_head": "The private head was clipped and noised with the shared tensors, and did not leave.",
+    "fedrep": "The private head was clipped and noised in steps of its own, and did not leave.",
+    "local_norm": "The own normalisation weights were clipped and noised with the shared tensors, and did not leave.",
     "private_blocks": "Private blocks were clipped and noised with the shared tensors, and did not leave.",
 }
 

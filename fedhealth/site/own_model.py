@@ -91,7 +91,7 @@ def open_own_model(home: SiteHome, study_id: str | None, run_name: str | None) -
     vector = vector_from_bytes(global_model_path(pinned, run_name).read_bytes())
     site = sessions.context(run_name)
     learner = Learner(study, run, device=site.device)
-    load_run_model(learner, run, vector, site)
+    load_run_model(learner, run, vector, site, study)
     return OwnModel(
         pinned=pinned,
         run=run,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from fedhealth.config.personalisation import PersonalisationName
 from fedhealth.config.study import RunPlan
 from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.durable import write_json
@@ -27,8 +28,18 @@ BINARY_COLUMNS: Final = (
     "calibration_error",
 )
 OTHER_COLUMNS: Final = ("model", "metric", "value", "low", "high", "log_loss", "brier")
+TITLES: Final[dict[PersonalisationName, str]] = {
+    "none": "",
+    "private_head": ", private head",
+    "private_blocks": ", private blocks",
+    "fedrep": ", FedRep",
+    "local_norm": ", own normalisation",
+    "mr_mtl": ", MR-MTL",
+    "ditto": ", Ditto",
+    "fine_tune": ", fine-tuned here",
+}
 ALONE: Final = "trained alone (settings of the study, no noise)"
-_TITLES: Final = {
+_METRIC_TITLES: Final = {
     "auc": "AUC",
     "macro_auc": "macro AUC",
     "c_index": "concordance",
@@ -131,7 +142,7 @@ def sentence_of(model: str, difference: "PairedDifference") -> str:
         return f"{model}: there is no held-out patient to compare on."
     parts, said = [], []
     for name, found, better in (
-        (_TITLES.get(difference.metric, difference.metric), first, 1),
+        (_METRIC_TITLES.get(difference.metric, difference.metric), first, 1),
         ("log loss", difference.log_loss, -1),
     ):
         if found is None and name != "log loss":
@@ -148,11 +159,7 @@ def sentence_of(model: str, difference: "PairedDifference") -> str:
 
 def title_of(run: RunPlan) -> str:
     """How a run is called in the table."""
-    if run.personalisation == "private_head":
-        return f"federated, private head ({run.name})"
-    if run.personalisation == "private_blocks":
-        return f"federated, private blocks ({run.name})"
-    return f"federated ({run.name})"
+    return f"federated{TITLES[run.personalisation]} ({run.name})"
 
 
 def _row(model: str, result: "TestResult") -> dict[str, Any]:

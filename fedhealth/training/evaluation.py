@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedhealth.config.personalisation import KEEPS_MODEL
 from fedhealth.contracts.control_variates import model_part
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import RoundTask, SiteContext
@@ -21,7 +22,9 @@ from fedhealth.errors import TrainingError
 from fedhealth.models.seeds import derive_seed
 from fedhealth.training.held_out import HeldOutScores, TestResult, result_of, scores_on
 from fedhealth.training.learner import Learner, load, spec_of
-from fedhealth.training.supervised import SupervisedTraining, head_store, supervised_options
+from fedhealth.training.personalisation.fine_tune import fine_tuned
+from fedhealth.training.personalisation.state import open_state
+from fedhealth.training.supervised import SupervisedTraining, supervised_options
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -57,32 +60,40 @@ def scores_on_test(
     """
     torch.set_num_threads(site.num_threads)
     learner = Learner(study, run, device=site.device)
-    load_run_model(learner, run, vector, site)
+    load_run_model(learner, run, vector, site, study)
     patients = split_patients(site.load_cohort())[SplitName.TEST]
     dataset = PatientDataset(patients, learner.contract, memory_limit_bytes=0)
     return scores_on(learner, dataset, batch_size=supervised_options(study).evaluation_batch_size)
 
 
-def load_run_model(learner: Learner, run: "RunPlan", vector: Vector, site: SiteContext) -> None:
-    """Give a learner a run's global vector, and this site's private head where the run has one.
+def load_run_model(
+    learner: Learner, run: "RunPlan", vector: Vector, site: SiteContext, study: "Study"
+) -> None:
+    """Give a learner the model that predicts at this site: a run's global vector, and what is the site's own.
+
+    With personalisation fine_tune the site's own model is made now, where it was not made before.
 
     Raises:
         AggregationError: FH-TENSOR-003 the vector is not on the learner's spec.
-        TrainingError: FH-TRAIN-006 the private head is damaged, FH-TRAIN-009 this site has none.
+        TrainingError: FH-TRAIN-006 what the site keeps is damaged, FH-TRAIN-009 it has nothing; or as
+            `personalisation.fine_tune.fine_tuned`.
     """
     model = model_part(vector, has_controls=run.control_variates)
     load(learner.shared, spec_of(learner.shared).unflatten(model))
-    if not learner.private:
+    if run.personalisation == "none":
         return
-    newest = head_store(site, run, learner).newest()
-    if newest is None:
+    if run.personalisation == "fine_tune":
+        load(learner.shared, fine_tuned(study, run, model, site))
+        return
+    own = open_state(site, run, learner).own
+    if own is None:
         raise TrainingError(
             "FH-TRAIN-009",
-            f"this site has no private head of run {run.name!r}.",
-            why="Only a site that took part has one, and a head that was never trained says nothing.",
+            f"this site has no private head or other model of its own of run {run.name!r}.",
+            why="Only a site that took part has one, and what was never trained says nothing.",
             fix="Evaluate a run without personalisation, or take part in this one.",
         )
-    load(learner.private, newest[1])
+    load(learner.shared if run.personalisation in KEEPS_MODEL else learner.private, own)
 
 
 def bootstrap_seed(study: "Study", site_id: str) -> int:
@@ -101,7 +112,7 @@ def train_alone(study: "Study", run: "RunPlan", site: SiteContext) -> TestResult
         ConfigError, SiteDataError: as `SupervisedTraining.open_session`.
     """
     # Without personalisation everything is in the vector; alone, private and shared are the same, and nothing drifts.
-    run = run.model_copy(update={"personalisation": "none", "control_variates": False})
+    run = run.alone()
     cohort = site.load_cohort()
     site = replace(site, load_cohort=lambda: cohort)
     method = SupervisedTraining()

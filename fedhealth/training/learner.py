@@ -15,11 +15,11 @@ from fedhealth.models.build import (
     build_model,
     build_task,
     check_output_fits,
-    is_private,
     trainable_parameters,
 )
 from fedhealth.models.judgement import predictions_of
 from fedhealth.models.protocol import Predictions
+from fedhealth.training.personalisation.private_names import private_names
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -38,8 +38,8 @@ class Learner:
 
     Raises:
         ConfigError: the model or the task is wrong (see `fedhealth.models.build`), FH-TRAIN-002 there is no
-            such device, FH-MODEL-008 a private head is asked for and the model is all head or has none,
-            FH-MODEL-040 nothing is shared.
+            such device, FH-MODEL-008 the run keeps tensors at the site that the model does not have, FH-MODEL-040
+            nothing is shared.
     """
 
     def __init__(self, study: "Study", run: "RunPlan", *, device: str = "cpu") -> None:
@@ -50,22 +50,13 @@ class Learner:
             study, self.contract, num_outputs=self.task.num_outputs
         ).to(self.device)
         check_output_fits(self.task, self.model)
-        named = dict(trainable_parameters(self.model))
-        private = private_names(study, run, self.model)
-        self.shared = {name: p for name, p in named.items() if name not in private}
-        self.private = {name: p for name, p in named.items() if name in private}
+        own = private_names(study, run, self.model)
+        named = trainable_parameters(self.model)
+        self.shared = {name: p for name, p in named if name not in own}
+        self.private = {name: p for name, p in named if name in own}
         if run.personalisation == "private_blocks":
             # In an order that models of different layers have in common.
             self.shared = dict(sorted(self.shared.items()))
-            _refuse_nothing_shared(self.shared)
-        if run.personalisation == "private_head" and not (self.shared and self.private):
-            raise ConfigError(
-                "FH-MODEL-008",
-                "personalisation private_head needs a model with a head and something besides it.",
-                why=f"Of this model's trainable tensors, {len(self.private)} belong to the head and "
-                f"{len(self.shared)} would be shared.",
-                fix="Set personalisation to none, or correct the model's head_prefixes.",
-            )
 
     def predict(self, dataset: PatientDataset, *, batch_size: int) -> Predictions:
         """(N, ...) what the task predicts: (N,) probabilities of label 1 for a binary one.
@@ -94,28 +85,6 @@ class Learner:
                 parts.append(predictions_of(self.task, logits))
         nobody = torch.zeros(0, self.task.num_outputs)
         return np.concatenate(parts or [predictions_of(self.task, nobody)])
-
-
-def private_names(study: "Study", run: "RunPlan", model: nn.Module) -> frozenset[str]:
-    """Names of the trainable parameters that stay at the site in a run."""
-    names = [name for name, _ in trainable_parameters(model)]
-    if run.personalisation == "private_head":
-        prefixes = getattr(model, "head_prefixes", ())
-        return frozenset(name for name in names if is_private(name, prefixes))
-    if run.personalisation == "private_blocks" and study.site_models is not None:
-        shared = study.site_models.shared_blocks
-        return frozenset(name for name in names if not name.startswith(shared))
-    return frozenset()
-
-
-def _refuse_nothing_shared(shared: Mapping[str, nn.Parameter]) -> None:
-    if not shared:
-        raise ConfigError(
-            "FH-MODEL-040",
-            "no trainable tensor of the model is in site_models.shared_blocks.",
-            why="Sites that share nothing learn nothing from each other.",
-            fix="Name blocks that every site trains (`fedhealth study check --build` lists tensors that travel).",
-        )
 
 
 def choose_device(name: str) -> torch.device:

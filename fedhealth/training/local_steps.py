@@ -25,9 +25,10 @@ class StepPlan:
     Attributes:
         config: the study's training section.
         seed: of batch order and modality dropout.
-        proximal_mu: strength of the FedProx term, 0 for none.
+        proximal_mu: strength of the proximal term, 0 for none.
         is_cancelled: asked before every step.
         shared: public records that every step takes some of; None: none.
+        anchors: what the proximal term pulls shared parameters to, by name; None: to where they begin (FedProx).
         corrections: added to the gradients of shared parameters, by name (SCAFFOLD's c - c_i); none, nothing.
     """
 
@@ -36,6 +37,7 @@ class StepPlan:
     proximal_mu: float
     is_cancelled: Callable[[], bool]
     shared: SharedRecords | None = None
+    anchors: Mapping[str, Tensor] | None = field(default=None, repr=False)
     corrections: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -59,7 +61,7 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
     model, config = learner.model, plan.config
     parameters = [*learner.shared.values(), *learner.private.values()]
     optimizer = make_optimizer(config.optimizer, parameters)
-    anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
+    anchors = anchors_of(learner, plan)
     generator = torch.Generator().manual_seed(plan.seed)
     order = None if plan.shared is None else SharedOrder(plan.shared, plan.seed)
     loss_sum, num_seen = torch.zeros((), dtype=torch.float64), 0
@@ -130,8 +132,12 @@ def make_optimizer(
     return kind(parameters, lr=rate, weight_decay=decay)
 
 
-def anchors_of(learner: Learner) -> dict[str, Tensor]:
-    """Copies of the shared parameters that are trained: what FedProx pulls to."""
+def anchors_of(learner: Learner, plan: StepPlan) -> Mapping[str, Tensor]:
+    """What the proximal term pulls shared parameters that are trained to; nothing where its strength is 0."""
+    if plan.proximal_mu == 0:
+        return {}
+    if plan.anchors is not None:
+        return plan.anchors
     return {name: p.detach().clone() for name, p in trained(learner.shared).items()}
 
 

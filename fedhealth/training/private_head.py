@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -55,14 +56,31 @@ class HeadStore:
         newest = max(rounds)
         return newest, self._read(self._path(newest))
 
-    def save(self, round_number: int, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    def trained_from(self, round_number: int) -> str | None:
+        """Digest of the global model that the head of that round was trained with; None where it was not written."""
+        with safetensors.safe_open(self._path(round_number), framework="np") as stored:
+            metadata: dict[str, str] = stored.metadata() or {}
+        return metadata.get("model_sha256")
+
+    def save(
+        self,
+        round_number: int,
+        tensors: Mapping[str, NDArray[np.float32]],
+        *,
+        model_sha256: str | None = None,
+    ) -> None:
         """Write a head durably: after return it survives a crash, before it the old ones are untouched.
+
+        `model_sha256` is the digest of the global model that it was trained with.
 
         Heads of later rounds are removed (a round that is done again has replaced what came after it), and
         those more than `KEPT_ROUNDS` behind.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
-        payload = safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in tensors.items()})
+        payload = safetensors.numpy.save(
+            {n: np.ascontiguousarray(t) for n, t in tensors.items()},
+            metadata=None if model_sha256 is None else {"model_sha256": model_sha256},
+        )
         path = self._path(round_number)
         temporary = path.with_suffix(".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)

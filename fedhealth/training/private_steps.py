@@ -136,7 +136,7 @@ def _run_steps(
 ) -> None:
     parameters = trained({**learner.shared, **learner.private})
     optimizer = make_optimizer(plan.config.optimizer, list(parameters.values()))
-    anchors = anchors_of(learner) if plan.proximal_mu > 0 else {}
+    anchors = anchors_of(learner, plan)
     gradient_sum = GradientSum(parameters)
     num_left_out = 0
     learner.model.train()

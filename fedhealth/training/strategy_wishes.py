@@ -133,3 +133,13 @@ def _refused(what: str) -> TrainingError:
         "says.",
         fix="Choose another strategy, or a training method that knows this setting.",
     )
+
+
+def wishes_with_own_way(personalisation: str) -> TrainingError:
+    """The error for a strategy that asks something of a run whose rounds are not simply steps from the shared model."""
+    return TrainingError(
+        "FH-TRAIN-061",
+        f"the strategy asks for a proximal term or for effective steps, and personalisation is {personalisation}.",
+        why="That method has steps, or a pull, of its own; both together would be neither method.",
+        fix="Use strategy fedavg, or another that only averages, for that run.",
+    )

@@ -7,7 +7,7 @@ half does not hold: who is in a step and what the noise is are secret, and new e
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,25 +16,23 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedhealth.config.base import ConfigModel
+from fedhealth.config.personalisation import KEEPS_MODEL, TRAINS_IN_ITS_OWN_WAY
 from fedhealth.contracts.control_variates import model_part
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import (
     LocalUpdate,
     Metrics,
-    PatientMechanism,
     RoundTask,
     SiteContext,
     Vector,
 )
-from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.contracts.tensors import TensorSpec, vector_digest
 from fedhealth.data.batch import DEFAULT_MEMORY_LIMIT_BYTES, PatientDataset
 from fedhealth.data.split import split_patients
-from fedhealth.errors import ConfigError, PrivacyError, TrainingError
+from fedhealth.errors import ConfigError, TrainingError
 from fedhealth.models.build import modality_prefixes
 from fedhealth.models.options import parse_options
 from fedhealth.models.row_independence import check_loss_is_a_mean, check_rows_are_independent
-from fedhealth.models.seeds import derive_seed
-from fedhealth.privacy.dp_sgd.clipped_gradients import ClippedGradients
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.training.control_variates import (
     OwnControls,
@@ -47,13 +45,14 @@ from fedhealth.training.control_variates import (
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.frozen_tensors import frozen_tensors
 from fedhealth.training.learner import Learner, dump, load, spec_of
-from fedhealth.training.local_steps import StepPlan, count_steps, run_steps
 from fedhealth.training.patient_gradients import flat_patient_gradients
 from fedhealth.training.patient_values import patient_values
-from fedhealth.training.private_head import HeadStore, Tensors
-from fedhealth.training.private_steps import clipped_gradients, run_private_steps
+from fedhealth.training.personalisation.methods import method_of
+from fedhealth.training.personalisation.state import open_state
+from fedhealth.training.personalisation.work import Phase, RoundResult, RoundWork, Tensors
+from fedhealth.training.session_steps import SessionSteps
 from fedhealth.training.shared_records import load_shared_records
-from fedhealth.training.strategy_wishes import StrategyWishes
+from fedhealth.training.strategy_wishes import StrategyWishes, wishes_with_own_way
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan, Study
@@ -121,7 +120,7 @@ class SupervisedSession:
     def __init__(self, study: "Study", run: "RunPlan", spec: TensorSpec, site: SiteContext) -> None:
         options = supervised_options(study)
         torch.set_num_threads(site.num_threads)
-        self._study, self._run, self._site_id = study, run, site.site_id
+        self._study, self._run = study, run
         self._batch_size = options.evaluation_batch_size
         self._learner = Learner(study, run, device=site.device)
         if protects_patients(study):
@@ -151,21 +150,25 @@ class SupervisedSession:
             batch_size=self._batch_size,
             cache_dir=site.cache_dir,
         )
-        self._first_head = dump(self._learner.private)
-        self._store = head_store(site, run, self._learner)
-        newest = self._store.newest() if self._learner.private else None
-        self._head_round, self._head = newest or (0, self._first_head)
+        self._first_private = dump(self._learner.private)
+        self._method = method_of(run)
+        self._state = open_state(site, run, self._learner)
         self._controls = OwnControls(
             control_store(site, run, self._learner), dump(self._learner.shared)
         )
-        self._pending_controls: Tensors | None = None
-        self._pending: Tensors | None = None
-        self._gradients: ClippedGradients | None = None
-        self._gradients_without: frozenset[str] = frozenset()
+        self._pending: _Pending | None = None
         self._randomness = (
             Randomness.from_os()
             if site.noise_seed is None
             else Randomness.seeded_for_tests(site.noise_seed)
+        )
+        self._steps = SessionSteps(
+            study=study,
+            learner=self._learner,
+            dataset=self._train,
+            shared=self._shared,
+            randomness=self._randomness,
+            seed_parts=(run.name, site.site_id),
         )
 
     def evaluate(self, vector: Vector) -> Metrics:
@@ -175,7 +178,7 @@ class SupervisedSession:
             AggregationError: FH-TENSOR-003 the vector is not on the spec.
             TrainingError: FH-TRAIN-004 the model's output is not finite.
         """
-        self._load(vector, self._head)
+        self._load(vector, self._state.own)
         if len(self._validation) == 0:
             return {}
         predictions = self._learner.predict(self._validation, batch_size=self._batch_size)
@@ -192,7 +195,7 @@ class SupervisedSession:
         Raises:
             AggregationError: FH-TENSOR-003 the vector is not on the spec.
         """
-        self._load(vector, self._head)
+        self._load(vector, self._state.own)
         return patient_values(self._learner, self._validation, batch_size=self._batch_size)
 
     def train(self, vector: Vector, task: RoundTask) -> LocalUpdate:
@@ -217,95 +220,89 @@ class SupervisedSession:
                 why="Without a patient there is nothing to learn from.",
                 fix="Check the cohort and the study's split, or leave the federation.",
             )
-        wishes = StrategyWishes.of(task.strategy_config)
-        if self._run.control_variates and wishes != StrategyWishes():
-            raise wishes_with_controls()
-        self._pending = self._pending_controls = None
-        self._use_head_before(task.round_number)
-        self._load(vector, self._head)
+        wishes = self._wishes(task)
+        self._pending = None
+        own = self._state.before(task.round_number)
+        # A method with a model of the site's own takes it up itself: every round also begins at the shared one.
+        self._load(vector, None if self._run.personalisation in KEEPS_MODEL else own)
         with frozen_tensors(self._learner.shared, task.frozen):
             if self._run.control_variates:
-                return self._train_corrected(self._spec.unflatten(vector), task)
-            update = self._train_what_is_not_frozen(task, wishes)
+                return self._train_corrected(vector, own, task)
+            result = self._train_round(vector, own, task, proximal_mu=wishes.proximal_mu)
+        self._pending = _Pending(own=result.own, model_sha256=vector_digest(vector))
         outgoing = wishes.outgoing(
             self._spec.unflatten(vector),
-            dict(update.tensors),
+            result.outgoing,
             optimizer=self._study.training.optimizer,
-            num_steps=self._count_steps(task.mechanism),
+            num_steps=self._steps.count(task),
         )
-        as_they_came = {name: update.tensors[name] for name in task.frozen}
-        return replace(update, tensors={**outgoing, **as_they_came})
+        as_they_came = {name: self._spec.unflatten(vector)[name] for name in task.frozen}
+        return self._update({**outgoing, **as_they_came}, task, result.train_loss)
 
-    def _train_corrected(self, incoming: Tensors, task: RoundTask) -> LocalUpdate:
+    def _wishes(self, task: RoundTask) -> StrategyWishes:
+        """What the strategy asks for, where this run can do it."""
+        wishes = StrategyWishes.of(task.strategy_config)
+        if wishes == StrategyWishes():
+            return wishes
+        if self._run.control_variates:
+            raise wishes_with_controls()
+        if self._run.personalisation in TRAINS_IN_ITS_OWN_WAY:
+            raise wishes_with_own_way(self._run.personalisation)
+        return wishes
+
+    def _train_corrected(self, vector: Vector, own: Tensors | None, task: RoundTask) -> LocalUpdate:
         """SCAFFOLD's round: corrected steps, then both halves of the update and the next control variate."""
-        own = self._controls.before(task.round_number)
-        update = self._train_what_is_not_frozen(
-            task, StrategyWishes(), corrections(self._learner, incoming, own)
+        incoming = self._spec.unflatten(vector)
+        control = self._controls.before(task.round_number)
+        result = self._train_round(
+            vector, own, task, corrections=corrections(self._learner, incoming, control)
         )
         done = finish(
             incoming,
-            dict(update.tensors),
-            own,
+            result.outgoing,
+            control,
             learning_rate=self._study.training.optimizer.learning_rate,
-            num_steps=self._count_steps(task.mechanism),
+            num_steps=self._steps.count(task),
             frozen=task.frozen,
         )
-        self._pending_controls = done.own
-        return replace(update, tensors=done.outgoing)
+        self._pending = _Pending(
+            own=result.own, model_sha256=vector_digest(vector), control=done.own
+        )
+        return self._update(done.outgoing, task, result.train_loss)
 
-    def _count_steps(self, mechanism: PatientMechanism | None) -> int:
-        """Under privacy a public number, from the declared size."""
-        if mechanism is not None:
-            return mechanism.num_steps
-        return count_steps(len(self._train), self._study.training)
-
-    def _train_what_is_not_frozen(
+    def _train_round(
         self,
+        vector: Vector,
+        own: Tensors | None,
         task: RoundTask,
-        wishes: StrategyWishes,
-        added: Mapping[str, torch.Tensor] | None = None,
-    ) -> LocalUpdate:
-        plan = StepPlan(
-            config=self._study.training,
-            seed=derive_seed(
-                self._study.seed, "local steps", self._run.name, self._site_id, task.round_number
-            ),
-            proximal_mu=wishes.proximal_mu,
-            is_cancelled=task.is_cancelled,
-            shared=self._shared,
-            corrections=added or {},
-        )
-        if task.mechanism is not None:
-            return self._train_privately(plan, task.mechanism, task.frozen)
-        train_loss = run_steps(self._learner, self._train, plan)
-        self._pending = dump(self._learner.private)
-        return LocalUpdate(tensors=dump(self._learner.shared), metrics={"train_loss": train_loss})
+        *,
+        proximal_mu: float = 0.0,
+        corrections: Mapping[str, torch.Tensor] | None = None,
+    ) -> RoundResult:
+        """One round of the run's method, from what `_load` put into the learner."""
+        model = model_part(vector, has_controls=self._run.control_variates)
 
-    def _train_privately(
-        self, plan: StepPlan, mechanism: PatientMechanism, frozen: frozenset[str]
-    ) -> LocalUpdate:
-        if self._study.privacy is None:
-            raise PrivacyError(
-                "FH-PRIVACY-057",
-                "the round asks for private steps, and the study has no privacy section.",
-                why="The model was then not checked for layers that mix patients.",
-                fix="Add `privacy` to study.yaml.",
+        def take(phase: Phase) -> float | None:
+            return self._steps.take(phase, task, proximal_mu=proximal_mu, corrections=corrections)
+
+        return self._method.train(
+            RoundWork(
+                learner=self._learner,
+                incoming=self._model_spec.unflatten(model),
+                own=own,
+                num_steps=self._steps.count(task),
+                is_private=task.mechanism is not None,
+                take_steps=take,
             )
-        if self._gradients is not None and frozen != self._gradients_without:
-            self._gradients.close()
-            self._gradients = None
-        if self._gradients is None:
-            self._gradients = clipped_gradients(self._learner, self._train, self._shared)
-            self._gradients_without = frozen
-        run_private_steps(
-            self._learner, self._train, plan, mechanism, self._randomness, gradients=self._gradients
         )
-        self._pending = dump(self._learner.private)
+
+    def _update(self, tensors: Tensors, task: RoundTask, train_loss: float | None) -> LocalUpdate:
+        """With the mechanism that was reserved, of which every step was taken; then without any metric."""
         return LocalUpdate(
-            tensors=dump(self._learner.shared),
-            metrics={},
-            mechanism=mechanism,
-            generator=self._randomness.generator,
+            tensors=tensors,
+            metrics={} if train_loss is None else {"train_loss": train_loss},
+            mechanism=task.mechanism,
+            generator=None if task.mechanism is None else self._randomness.generator,
         )
 
     def patient_gradients(
@@ -317,7 +314,7 @@ class SupervisedSession:
             AggregationError: FH-TENSOR-003 the vector is not on the spec.
             CancelledTrainingError: FH-TRAIN-001 `is_cancelled()` turned true.
         """
-        self._load(vector, self._head)
+        self._load(vector, self._state.own)
         yield from flat_patient_gradients(
             self._learner,
             self._train,
@@ -328,7 +325,7 @@ class SupervisedSession:
         )
 
     def commit(self, round_number: int) -> None:
-        """Make the private head and the control variate of the last `train` durable, as those of `round_number`.
+        """Make what the last `train` leaves at the site durable, as that of `round_number`.
 
         Raises:
             TrainingError: FH-TRAIN-008 nothing was trained since the last commit.
@@ -339,23 +336,29 @@ class SupervisedSession:
                 f"round {round_number} has no trained state to commit.",
                 why="Commit follows a training that was neither cancelled nor committed already.",
             )
-        if self._pending_controls is not None:
-            self._controls.save(round_number, self._pending_controls)
-        if self._learner.private:
-            self._store.save(round_number, self._pending)
-            self._head_round, self._head = round_number, self._pending
-        self._pending = self._pending_controls = None
+        pending, self._pending = self._pending, None
+        if pending.control is not None:
+            self._controls.save(round_number, pending.control)
+        if pending.own is not None:
+            self._state.save(round_number, pending.own, model_sha256=pending.model_sha256)
 
-    def _use_head_before(self, round_number: int) -> None:
-        """Go back to an older head when this round, or one after it, was committed before."""
-        if self._learner.private and self._head_round >= round_number:
-            older = self._store.newest(before_round=round_number)
-            self._head_round, self._head = older or (0, self._first_head)
-
-    def _load(self, vector: Vector, head: Tensors) -> None:
+    def _load(self, vector: Vector, own: Tensors | None) -> None:
+        """The shared tensors, and what is the site's own in place of theirs or beside them."""
         model = model_part(vector, has_controls=self._run.control_variates)
         load(self._learner.shared, self._model_spec.unflatten(model))
-        load(self._learner.private, head)
+        if self._run.personalisation not in KEEPS_MODEL:
+            load(self._learner.private, own or self._first_private)
+        elif own is not None:
+            load(self._learner.shared, own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """What a trained round would keep, until it is committed."""
+
+    own: Tensors | None = field(repr=False)
+    model_sha256: str
+    control: Tensors | None = field(default=None, repr=False)
 
 
 def protects_patients(study: "Study") -> bool:
@@ -368,11 +371,6 @@ def protects_patients(study: "Study") -> bool:
 def supervised_options(study: "Study") -> SupervisedOptions:
     """The method's options. Raises ConfigError (FH-MODEL-001) when one is wrong."""
     return parse_options(SupervisedOptions, study.training.options, owner="training 'supervised'")
-
-
-def head_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadStore:
-    """Where a run's private heads are kept at this site."""
-    return HeadStore(site.state_dir / "private_heads" / run.name, spec_of(learner.private))
 
 
 def _check_spec(given: TensorSpec, own: TensorSpec) -> None:

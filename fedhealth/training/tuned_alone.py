@@ -112,7 +112,7 @@ def train_tuned(
     """
     torch.set_num_threads(site.num_threads)
     # Alone nothing is sent, so nothing is private: the head is trained like the rest.
-    learner = Learner(study, run.model_copy(update={"personalisation": "none"}), device=site.device)
+    learner = Learner(study, run.alone(), device=site.device)
     options = supervised_options(study)
     dataset, *judged = (
         PatientDataset(patients, learner.contract, memory_limit_bytes=options.memory_limit_bytes)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fedhealth.config.privacy import PatientPrivacy
-from fedhealth.config.study import Study
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.errors import PrivacyError
 from fedhealth.privacy.accounting.calibration import least_noise
@@ -118,7 +118,7 @@ def plan_site(study: Study, declared_train_size: int) -> SitePlan | None:
     delta = privacy.delta if privacy.delta is not None else default_delta(declared_train_size)
     check_delta(delta, declared_train_size)
     per_round = steps_per_round(study, declared_train_size)
-    steps = {run.name: per_round for run in study.runs}
+    steps = {run.name: per_round * trainings_per_round(run) for run in study.runs}
     rounds = {run.name: run.num_rounds for run in study.runs}
     rate = min(1.0, study.training.batch_size / declared_train_size)
     releases = planned_releases(study, privacy)
@@ -170,6 +170,11 @@ def check_delta(delta: float, declared_train_size: int) -> None:
             why="Over all patients of the site, the chance that the promise fails for somebody is too large.",
             fix=f"Give a delta of at most {DELTA_SHARE / declared_train_size:.3g}, or leave it out.",
         )
+
+
+def trainings_per_round(run: RunPlan) -> int:
+    """How often a round trains on the site's patients: Ditto trains the shared model, and then the site's own."""
+    return 2 if run.personalisation == "ditto" else 1
 
 
 def steps_per_round(study: Study, declared_train_size: int) -> int:

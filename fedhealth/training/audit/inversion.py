@@ -115,7 +115,7 @@ def attack_study_model(
         num_patients: how many, one after another.
         rng: of the patients and of where the attack starts. Not secret: nobody is real.
     """
-    learner = Learner(study, run.model_copy(update={"personalisation": "none"}))
+    learner = Learner(study, run.alone())
     return _attack("study's model", learner, study, mechanism, num_patients, rng)
 
 
@@ -128,7 +128,7 @@ def attack_dense_model(
     rng: np.random.Generator,
 ) -> tuple[Recovered, ...]:
     """`attack_study_model` on a `DenseModel` with fixed first weights."""
-    learner = Learner(study, run.model_copy(update={"personalisation": "none"}))
+    learner = Learner(study, run.alone())
     example = PatientDataset(made_up_patients(learner.contract, 1, rng), learner.contract)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed("dense model"))

@@ -51,7 +51,7 @@ def attack_losses(
         ConfigError, PrivacyError, SiteDataError, TrainingError: as the session.
     """
     # Nothing is kept back at the site, so that the attacker sees the whole model.
-    run = run.model_copy(update={"personalisation": "none", "control_variates": False})
+    run = run.alone()
     cohort = site.load_cohort()
     canaries = made_up_patients(cohort.contract, num_canaries, rng)
     is_included = rng.random(num_canaries) < 0.5  # noqa: PLR2004 - a fair coin

@@ -122,7 +122,7 @@ def attack_members(plan: ShadowPlan) -> MembershipResult:
         UsageError: FH-AUDIT-003 too few models or patients.
         PrivacyError, SiteDataError, TrainingError: as the steps.
     """
-    run = plan.run.model_copy(update={"personalisation": "none"})
+    run = plan.run.alone()
     learner = Learner(plan.study, run, device=plan.device)
     first_head, embeddings = embed(learner, plan.patients)
     ids = [patient.patient_id for patient in plan.patients]

@@ -535,9 +535,10 @@ def test_a_private_head_is_trained_with_noise_kept_and_not_sent(tmp_path: Path, 
     session, vector, _ = _open(study, "heads", site)
     update = session.train(vector, _private_task(tiny, "heads", sampling_rate=1e-15))
     assert not any(name.startswith("head.") for name in update.tensors)
-    before = {name: value.copy() for name, value in session._head.items()}
+    before = {name: value.copy() for name, value in session._first_private.items()}
     session.commit(1)
-    assert all(np.all(before[name] != session._head[name]) for name in before)
+    assert before
+    assert all(np.all(before[name] != session._state.own[name]) for name in before)
 
 
 def test_a_site_without_training_patients_sends_noise(tmp_path: Path, tiny: Any) -> None:
