@@ -150,7 +150,7 @@ class RunPlan(ConfigModel):
     )
     personalisation: PersonalisationName = Field(
         "none",
-        description="What each site has of its own. private_head, fedrep: the model's head; private_blocks: all that is "
+        description="What each site has of its own. private_head, fedrep: the head; private_blocks: all that is "
         "not in site_models.shared_blocks; local_norm: the weights of normalisation layers; mr_mtl, ditto, fine_tune: "
         "a whole model besides the shared one. What is a site's own never leaves it.",
     )

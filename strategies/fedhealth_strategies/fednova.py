@@ -6,16 +6,17 @@ NeurIPS 2020 (arXiv 2007.07481), equation 8: ``w <- w - tau_eff * sum_i p_i d_i`
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fedhealth.config.personalisation import TRAINS_IN_ITS_OWN_WAY, PersonalisationName
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.errors import ConfigError
 from fedhealth_strategies.fedavg import FedAvg
 
-PLAIN_STEPS = frozenset({"none", "private_head"})
+PLAIN_STEPS = frozenset(get_args(PersonalisationName)) - TRAINS_IN_ITS_OWN_WAY
 """Personalisation under which each local step is one of the optimiser's on all shared tensors."""
 
 

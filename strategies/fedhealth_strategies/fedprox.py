@@ -11,6 +11,8 @@ from typing import Literal
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fedhealth.config.personalisation import TRAINS_IN_ITS_OWN_WAY
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.errors import ConfigError
 from fedhealth_strategies.fedavg import FedAvg
 
@@ -37,6 +39,20 @@ class FedProx(FedAvg):
                 fix="Write for example `proximal_mu: 0.01` in the study's strategy options.",
             )
         self.proximal_mu = float(proximal_mu)
+
+    def check_study(self, study: Study, run: RunPlan) -> None:  # noqa: ARG002 - the hook's shape
+        """Refuse a run whose sites already pull, or step, in a way of their own.
+
+        Raises:
+            ConfigError: FH-STRATEGY-009 the run's personalisation takes steps of its own.
+        """
+        if self.proximal_mu > 0 and run.personalisation in TRAINS_IN_ITS_OWN_WAY:
+            raise ConfigError(
+                "FH-STRATEGY-009",
+                f"fedprox does not go with `personalisation: {run.personalisation}`.",
+                why="That method has steps, or a pull, of its own; both together would be neither method.",
+                fix="Use strategy fedavg for that run.",
+            )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
