@@ -73,6 +73,7 @@ class ModelCard(Closed):
 
     Attributes:
         has_records: whether round records were at hand; without them nothing is said about metrics and privacy.
+        is_simulation: whether a record says that one machine played all hospitals.
         patient_privacy_asked: whether the study protects every patient.
         personal_tensors: how many tensors are this site's own; 0 in a global model.
         personal_tensors_are_private: whether their training was covered by the patients' account.
@@ -87,6 +88,7 @@ class ModelCard(Closed):
     model_sha256: Hex64
     weights_sha256: Hex64
     has_records: bool
+    is_simulation: bool
     metrics: MetricsOfCard | None
     patient_privacy_asked: bool
     privacy: tuple[PrivacyStatement, ...]
@@ -160,6 +162,7 @@ def model_card(
         model_sha256=facts.model_sha256,
         weights_sha256=facts.weights_sha256,
         has_records=bool(ordered),
+        is_simulation=any(record.is_simulation for record in ordered),
         metrics=_metrics(ordered, facts.model_sha256),
         patient_privacy_asked=study.privacy is not None,
         privacy=_privacy(ordered),

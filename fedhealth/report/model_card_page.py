@@ -2,6 +2,10 @@
 
 from fedhealth.report.model_card import ModelCard, PrivacyStatement
 
+_SIMULATED = (
+    "**A simulation: one machine played all hospitals. Nothing here is evidence about a hospital.**"
+)
+
 
 def card_markdown(card: ModelCard) -> str:
     """The page, for people; the same card gives the same text."""
@@ -10,6 +14,7 @@ def card_markdown(card: ModelCard) -> str:
     blocks = [
         f"# {_escaped(study.study_title)}",
         _about(card, whose),
+        *([_SIMULATED] if card.is_simulation else []),
         "## Intended use",
         _escaped(card.intended_use),
         "## Limits",
@@ -72,10 +77,11 @@ def _metrics(card: ModelCard) -> str:
             else "Round records were not at hand when it was exported."
         )
         return f"None. {why}"
+    whose = "" if card.study.personalisation == "none" else ", each of its own model"
     rows = [f"| {name} | {value:.4g} |" for name, value in sorted(found.values.items())]
     return "\n".join(
         [
-            f"Means over the validation patients of {found.num_sites} hospitals, in round {found.round_number}:",
+            f"Means over the validation patients of {found.num_sites} hospitals{whose}, in round {found.round_number}:",
             "",
             "| metric | value |",
             "|---|---|",
