@@ -4,11 +4,10 @@ Each hospital is what a worker is behind its socket: a home with keys, ledger, j
 sessions in memory. It answers through the same code; only Flower, the relay and the socket are left out.
 """
 
-import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import SiteContext
@@ -20,12 +19,9 @@ from fedhealth.site.door import announce
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.local_round import RoundRequest
 
-log = logging.getLogger("fedhealth.simulation")
-PAGE_BYTES: Final = 4096
-
 
 class InProcessSite:
-    """One hospital; `open` is what starting its worker is.
+    """One hospital; `start` is what starting its worker is.
 
     Args:
         home: a home that has joined the study.
@@ -102,7 +98,7 @@ class InProcessTransport:
     """`RoundTransport` over hospitals in this process, which answer one after the other.
 
     Hospitals stay open between rounds for as long as memory lasts; the others are opened for each answer, as
-    if their workers were restarted. Every round visits all of them, so those that are open already stay.
+    if their workers were restarted. Every round visits all of them, so those that were kept once stay.
 
     Args:
         sites: the hospitals that started.
@@ -120,6 +116,7 @@ class InProcessTransport:
         self._sites = sites
         self._read_roster = read_roster
         self._memory_limit_bytes = memory_limit_bytes
+        self._kept: set[str] = set()
 
     def roster(self) -> Sequence[RosterLine]:
         """Admitted hospitals that started: nobody waits for one that cannot come."""
@@ -145,15 +142,23 @@ class InProcessTransport:
             site = self._sites[site_id]
             own = payload if isinstance(payload, bytes) else payload[site_id]
             yield site.answer(envelope, own, deadline_s=ttl_s)
-            if resident_bytes() > self._memory_limit_bytes:
-                site.close()
+            self._keep_or_close(site)
             if is_enough is not None and is_enough():
                 return
+
+    def _keep_or_close(self, site: InProcessSite) -> None:
+        """A process seldom gives memory back: who was kept while there was enough is not closed for later growth."""
+        if site.site_id in self._kept:
+            return
+        if resident_bytes() > self._memory_limit_bytes:
+            site.close()
+        else:
+            self._kept.add(site.site_id)
 
 
 def resident_bytes() -> int:
     """Memory of this process now."""
-    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * PAGE_BYTES
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _dropped(site_id: str, code: DropCode, after_s: float) -> RawReply:
