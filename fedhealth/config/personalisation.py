@@ -22,6 +22,8 @@ KEEPS_TENSORS: Final = frozenset({"private_head", "private_blocks", "fedrep", "l
 """Some of the model's tensors are each site's own and never travel."""
 KEEPS_MODEL: Final = frozenset({"mr_mtl", "ditto", "fine_tune"})
 """The whole model travels, and each site has another one of its own besides."""
+TRAINS_WITHOUT_NOISE: Final = frozenset({"fine_tune"})
+"""What a site keeps is not covered by its patients' account, whatever the study's privacy."""
 TRAINS_IN_ITS_OWN_WAY: Final = frozenset({"fedrep", "mr_mtl", "ditto"})
 """Local rounds are not simply the strategy's: what a strategy asks of local training would mean something else."""
 

@@ -37,11 +37,10 @@ def export_own_model(
     """
     from fedhealth.models.exported import ModelDescription
 
-    is_private = own.pinned.study.privacy is not None
-    if own.learner.private and not (is_private or allow_unprotected):
+    if own.num_personal_tensors and not (own.is_covered or allow_unprotected):
         raise PrivacyError(
             "FH-EXPORT-004",
-            f"{len(own.learner.private)} tensors of this model were trained here without differential privacy.",
+            f"{own.num_personal_tensors} tensors of this model were trained here without differential privacy.",
             why="They never left this site. Whoever gets them may find out who was among its patients.",
             fix="Export the global model at the server, or give --allow-unprotected if whoever gets this one may see "
             "what it tells of your patients.",
@@ -56,8 +55,8 @@ def export_own_model(
         rounds_done=own.run.num_rounds,
         model_sha256=own.model_sha256,
         weights_sha256=description.weights_sha256,
-        personal_tensors=len(own.learner.private),
-        personal_tensors_are_private=is_private,
+        personal_tensors=own.num_personal_tensors,
+        personal_tensors_are_private=own.is_covered,
         missing_tensors=0,
         fedhealth_version=versions["fedhealth"],
     )

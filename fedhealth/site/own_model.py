@@ -6,6 +6,7 @@ Called by `model export`, `model recalibrate` and `predict` with a site's home.
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fedhealth.config.personalisation import KEEPS_MODEL, TRAINS_WITHOUT_NOISE
 from fedhealth.contracts.tensors import vector_digest, vector_from_bytes
 from fedhealth.errors import UsageError
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
@@ -32,6 +33,18 @@ class OwnModel:
     learner: "Learner" = field(repr=False)
     weights: bytes = field(repr=False)
     model_sha256: str
+
+    @property
+    def num_personal_tensors(self) -> int:
+        """How many tensors are this site's own: those that never travel, or all where it has another whole model."""
+        has_own_model = self.run.personalisation in KEEPS_MODEL
+        return len(self.learner.shared if has_own_model else self.learner.private)
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the training of the site's own tensors is in its patients' account."""
+        has_noise = self.run.personalisation not in TRAINS_WITHOUT_NOISE
+        return self.pinned.study.privacy is not None and has_noise
 
     def opened(self) -> "OpenedModel":
         """The model as `predict` uses it."""

@@ -24,6 +24,8 @@ from fedhealth.data.split import split_patients
 from fedhealth.errors import ExitCode
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.report.model_bundle import CARD_PAGE
+from fedhealth.report.write import write_round
+from fedhealth.testing.example_rounds import example_run
 
 from .trained import Trained, content
 
@@ -395,3 +397,64 @@ def test_recalibration_on_too_few_patients_is_refused(tmp_path: Path) -> None:
     small = Trained(tmp_path, said | {"data": said["data"] | {"split": split}})
     assert run("model", "recalibrate", "--home", small.site.root) == ExitCode.SITE_DATA
     assert not (small.pinned.folder.results / "plain.recalibration.json").exists()
+
+
+def test_control_variates_are_no_part_of_an_exported_model(
+    tmp_path: Path, new_patients: Path
+) -> None:
+    said = content()
+    said["training"]["optimizer"] = {"name": "sgd", "learning_rate": 0.05}
+    scaffold = {"name": "scaffold"}
+    run_plan = {"name": "plain", "num_rounds": 1, "strategy": scaffold, "control_variates": True}
+    corrected = Trained(tmp_path / "scaffold", said | {"runs": [run_plan]})
+    for home, bundle in ((corrected.server, tmp_path / "a"), (corrected.site, tmp_path / "b")):
+        assert export(home.root, bundle) == ExitCode.OK
+    one, other = (load_file(tmp_path / b / "models" / "model.safetensors") for b in ("a", "b"))
+    assert set(one) == set(other)
+    assert not any(name.startswith("control.") for name in one)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    arguments = ("predict", "--model", tmp_path / "a", "--data-dir", new_patients)
+    assert run(*arguments, "--out", tmp_path / "scores.csv") == ExitCode.OK
+
+
+def test_records_of_another_model_make_no_card(tmp_path: Path, trained: Trained) -> None:
+    for record in example_run():
+        write_round(tmp_path / "reports", record)
+    records = ("--records", tmp_path / "reports")
+    code = export(trained.site.root, tmp_path / "x", *records)
+    assert code == ExitCode.EVIDENCE_NOT_VERIFIED
+    (tmp_path / "empty").mkdir()
+    code = export(trained.site.root, tmp_path / "x", "--records", tmp_path / "empty")
+    assert code == ExitCode.EVIDENCE_NOT_VERIFIED
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("method", ["ditto", "mr_mtl", "fine_tune"])
+def test_a_whole_model_of_a_sites_own_leaves_only_when_asked(
+    tmp_path: Path, method: str, new_patients: Path
+) -> None:
+    plans = [{"name": "own", "num_rounds": 1, "personalisation": method}]
+    site = Trained(tmp_path / "home", content(runs=plans)).site
+    bundle = tmp_path / "bundle"
+    assert export(site.root, bundle, name="own") == ExitCode.PRIVACY_BUDGET
+    assert export(site.root, bundle, "--allow-unprotected", name="own") == ExitCode.OK
+    weights = load_file(bundle / "models" / "model.safetensors")
+    card = json.loads((bundle / "docs" / "model_card.json").read_bytes())
+    assert card["personal_tensors"] == len(weights)
+    data = ("--data-dir", new_patients)
+    assert run("predict", "--home", site.root, *data, "--out", tmp_path / "a.csv") == ExitCode.OK
+    assert run("predict", "--model", bundle, *data, "--out", tmp_path / "b.csv") == ExitCode.OK
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_fine_tuning_is_never_covered_by_the_account(tmp_path: Path) -> None:
+    said = content(runs=[{"name": "own", "num_rounds": 1, "personalisation": "fine_tune"}])
+    private = said | {
+        "privacy": {"noise_multiplier": 1.0, "clipping_norm": 1.0},
+        "release": {"metrics": []},
+    }
+    site = Trained(tmp_path / "home", private).site
+    assert export(site.root, tmp_path / "bundle", name="own") == ExitCode.PRIVACY_BUDGET
+    assert export(site.root, tmp_path / "bundle", "--allow-unprotected", name="own") == ExitCode.OK
+    page = (tmp_path / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "trained without differential privacy" in page

@@ -8,9 +8,14 @@ import pytest
 
 from fedhealth.config.study import Study
 from fedhealth.config.variants import own_study
+from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import PatientMechanism
 from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.data.batch import PatientDataset
+from fedhealth.data.split import split_patients
 from fedhealth.errors import ConfigError
+from fedhealth.training.evaluation import evaluate_on_test, train_alone
+from fedhealth.training.learner import Learner, load
 from fedhealth.training.supervised import SupervisedTraining
 
 METHOD = SupervisedTraining()
@@ -108,7 +113,7 @@ def test_under_privacy_what_stays_is_noised_too(tmp_path: Path, tiny: Any) -> No
     own = own_study(study, "tables")
     site = tiny.site(tmp_path, own, tiny.patients(40))
     session = METHOD.open_session(own, own.runs[0], spec, site)
-    before = {name: tensor.copy() for name, tensor in session._head.items()}
+    before = {name: tensor.copy() for name, tensor in session._first_private.items()}
     mechanism = PatientMechanism(
         sampling_rate=0.5,
         noise_multiplier=1.0,
@@ -122,7 +127,7 @@ def test_under_privacy_what_stays_is_noised_too(tmp_path: Path, tiny: Any) -> No
     assert any(name.startswith("encoders.volume_mri.") for name in before)
     for name, tensor in before.items():
         # Noise is continuous: a number that did not move got none.
-        assert (session._head[name] != tensor).all(), name
+        assert (session._state.own[name] != tensor).all(), name
 
 
 def _fields(task: Any) -> dict[str, Any]:
@@ -136,3 +141,27 @@ def test_a_site_does_not_open_a_session_on_other_shared_tensors(tmp_path: Path, 
         METHOD.open_session(
             other, other.runs[0], spec, tiny.site(tmp_path, other, tiny.patients(20))
         )
+
+
+def test_a_site_is_judged_with_its_own_blocks_and_alone_with_its_own_whole_model(
+    tmp_path: Path, tiny: Any
+) -> None:
+    study = study_of(tiny)
+    spec, vector = first(study)
+    own = own_study(study, "wide")
+    site = tiny.site(tmp_path, own, tiny.patients(60))
+    alone = train_alone(own, own.runs[0], site)
+    assert alone.num_patients > 0
+    assert not list(tmp_path.iterdir())
+    session = METHOD.open_session(own, own.runs[0], spec, site)
+    update = session.train(vector, tiny.task(1))
+    session.commit(1)
+    shared = spec.flatten(update.tensors)
+    judged = evaluate_on_test(own, own.runs[0], shared, site)
+    learner = Learner(own, own.runs[0])
+    load(learner.shared, spec.unflatten(shared))
+    load(learner.private, session._state.own)
+    sides = split_patients(site.load_cohort())
+    dataset = PatientDataset(sides[SplitName.TEST], learner.contract)
+    expected = learner.task.metrics(learner.predict(dataset, batch_size=64), dataset.labels.numpy())
+    assert judged.log_loss == pytest.approx(expected["log_loss"], rel=1e-6)
