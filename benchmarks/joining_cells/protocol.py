@@ -16,7 +16,7 @@ TEMPLATES: Final[dict[CohortName, Literal["synthetic", "heart"]]] = {
     "heart": "heart",
 }
 STRATEGIES: Final = {"private_head": "fedper"}
-STRENGTHS: Final = {"mr_mtl_weak": 0.1, "mr_mtl": 0.3, "mr_mtl_strong": 1.0}
+STRENGTHS: Final = {"mr_mtl": 0.3, "mr_mtl_strong": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def make_study(
             "name": "main",
             "num_rounds": setting.rounds,
             "strategy": {"name": STRATEGIES.get(personalisation, "fedavg")},
-            "personalisation": _personalisation(personalisation),
+            **_personalisation(personalisation),
         }
     ]
     if epsilon is not None:
@@ -87,7 +87,10 @@ def make_study(
     return Study.model_validate(content | {"seed": seed})
 
 
-def _personalisation(method: str) -> object:
+def _personalisation(method: str) -> dict[str, object]:
     if method in STRENGTHS:
-        return {"name": "mr_mtl", "options": {"strength": STRENGTHS[method]}}
-    return method
+        return {
+            "personalisation": "mr_mtl",
+            "personalisation_options": {"strength": STRENGTHS[method]},
+        }
+    return {"personalisation": method}
