@@ -13,7 +13,6 @@ from joining_cells.cohorts import REGISTERED, Variant, load
 from joining_cells.protocol import make_study, read_protocol, settings_of
 
 from fedhealth.contracts.tensors import TensorSpec
-from fedhealth.statistics.judged import weighted_auc
 from fedhealth.training.supervised import SupervisedTraining
 
 Name = Literal["permuted", "identical", "additive", "no_imaging", "concept_shift"]
@@ -156,7 +155,7 @@ def _gain(
     found = judge.difference(
         [r.scores[one][hospital] for r in results],
         [r.scores[other][hospital] for r in results],
-        weighted_auc,
+        judge.AUC,
     )
     if found is None:
         raise SystemExit("no AUC where one was expected")

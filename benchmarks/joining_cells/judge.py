@@ -10,13 +10,14 @@ from privacy_utility import Hospital
 
 from fedhealth.contracts.data import SplitName
 from fedhealth.data.split import split_patients
-from fedhealth.models.metrics import auc, log_losses
+from fedhealth.models.metrics import auc, log_losses, resampled_auc
 from fedhealth.statistics.bootstrap import Comparison, compare
-from fedhealth.statistics.judged import Judged, MeanOf, Statistic, weighted_auc
+from fedhealth.statistics.judged import Judged, MeanOf, Statistic, Weighted
 from fedhealth.statistics.verdicts import gain_of, judge_all, judge_sites
 from fedhealth.training.held_out import HeldOutScores
 
 LOG_LOSS: Statistic = MeanOf(log_losses)
+AUC: Statistic = Weighted(resampled_auc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ def _against(
     for hospital in own:
         if hospital in no_auc:
             continue
-        found = difference(own[hospital], base[hospital], weighted_auc)
+        found = difference(own[hospital], base[hospital], AUC)
         gains[hospital] = None if found is None else gain_of(found, larger_is_better=True)
     verdicts = judge_sites(gains, margin=margin)
     overall = judge_all(gains, verdicts, margin=margin)
