@@ -4,6 +4,7 @@ Plain `force-include` would also copy them on an editable install, and that copy
 in site-packages, would hide the package itself.
 """
 
+from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -15,5 +16,9 @@ class TemplatesHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds; `version` is ``standard`` or ``editable``."""
         if version == "standard":
-            build_data["force_include"]["configs"] = "fedhealth/config/templates"
-            build_data["force_include"]["sites/template"] = "fedhealth/site/template"
+            included = build_data["force_include"]
+            # File by file: who simulated in the checkout has generated patients beside the templates.
+            for path in sorted(Path(self.root, "configs").glob("*/*.yaml")):
+                name = f"{path.parent.name}/{path.name}"
+                included[f"configs/{name}"] = f"fedhealth/config/templates/{name}"
+            included["sites/template"] = "fedhealth/site/template"
