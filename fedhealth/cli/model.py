@@ -108,7 +108,7 @@ def recalibrate(
         own = open_own_model(SiteHome(home.resolve()), study, run)
     made = fit(own, made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
     say(
-        f"Run {own.run.name}: log odds become {made.intercept:+.3f} {made.slope:+.3f} x log odds, fitted on "
+        f"Run {own.run.name}: intercept {made.intercept:+.3f}, slope {made.slope:.3f} (1 leaves them), fitted on "
         f"{made.num_patients} validation patients."
     )
     if json:

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from fedhealth.site.own_model import OwnModel
 
 MIN_OF_EACH_LABEL: Final = 20
-"""Ten patients of the rarer label for each of two fitted numbers (Peduzzi et al. 1996, J Clin Epidemiol 49:1373)."""
-NUM_CODES: Final = 2
+"""Ten patients of the rarest label for each of two fitted numbers (Peduzzi et al. 1996, J Clin Epidemiol 49:1373)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalibration:
     """Log odds become `intercept + slope * log odds`.
+
+    With more than two classes log probabilities are multiplied by `slope`, the inverse temperature, and made to sum to
+    1 again.
 
     Attributes:
         weights_sha256: of the model that it was fitted to; it says nothing of another one.
@@ -41,9 +43,11 @@ class Recalibration:
     made_at: str
 
     def apply(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) recalibrated probabilities of label 1."""
-        from fedhealth.statistics.calibration import log_odds
+        """Recalibrated probabilities: (N,) of label 1, or (N, K) of the classes."""
+        from fedhealth.statistics.calibration import log_odds, softened
 
+        if probabilities.ndim > 1:
+            return softened(probabilities, self.slope)
         found: NDArray[np.float64] = 1 / (
             1 + np.exp(-(self.intercept + self.slope * log_odds(probabilities)))
         )
@@ -54,36 +58,35 @@ def recalibrate(own: "OwnModel", *, made_at: str) -> Recalibration:
     """Fit on the validation side, and keep the result in this site's home.
 
     Raises:
-        UsageError: FH-USAGE-087 the task is not a yes-or-no one.
+        UsageError: FH-USAGE-087 the task does not predict classes.
         SiteDataError: FH-DATA-040 too few validation patients of a label; FH-DATA-041 nothing can be fitted to them;
             or the cohort does not keep the data contract.
         TrainingError: FH-TRAIN-004 the model's output is not finite.
     """
     from fedhealth.data.batch import PatientDataset
-    from fedhealth.statistics.calibration import fit_platt
 
     opened = own.opened()
-    if opened.task.num_outputs != 1 or len(opened.contract.label_codes) != NUM_CODES:
+    if opened.contract.target is not None:
         raise UsageError(
             "FH-USAGE-087",
             f"task {own.pinned.study.task.name!r} is not recalibrated.",
-            why="Recalibration is fitted to the probability of one outcome of two.",
+            why="Recalibration is fitted to the probabilities of classes.",
             fix="Use the scores as the model gives them.",
         )
     site = own.sessions.context(own.run.name)
     patients = split_patients(site.load_cohort())[SplitName.VALIDATION]
     dataset = PatientDataset(patients, own.learner.contract, memory_limit_bytes=0)
     labels = dataset.labels.numpy()
-    rarer = int(min((labels == 0).sum(), (labels == 1).sum()))
-    if rarer < MIN_OF_EACH_LABEL:
+    rarest = min(int((labels == k).sum()) for k in range(len(opened.contract.label_codes)))
+    if rarest < MIN_OF_EACH_LABEL:
         raise SiteDataError(
             "FH-DATA-040",
-            f"the validation side has {rarer} patients of the rarer label; recalibration wants {MIN_OF_EACH_LABEL}.",
+            f"the validation side has {rarest} patients of the rarest label; recalibration wants {MIN_OF_EACH_LABEL}.",
             why="Fitted on fewer, the probabilities would be worse than the model's own more often than not.",
             fix="Use the scores as the model gives them: they are marked as not calibrated.",
         )
     found = opened.predict(dataset, device=own.learner.device).astype(np.float64)
-    fitted = fit_platt(found, labels)
+    fitted = _fit(found, labels)
     if fitted is None or fitted[1] <= 0:
         raise SiteDataError(
             "FH-DATA-041",
@@ -100,6 +103,16 @@ def recalibrate(own: "OwnModel", *, made_at: str) -> Recalibration:
     )
     write_json(_path(own), asdict(made))
     return made
+
+
+def _fit(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float] | None:
+    """Intercept and slope; of more than two classes the inverse temperature, without an intercept."""
+    from fedhealth.statistics.calibration import fit_platt, fit_temperature
+
+    if found.ndim == 1:
+        return fit_platt(found, labels)
+    inverse = fit_temperature(found, labels)
+    return None if inverse is None else (0.0, inverse)
 
 
 def read_recalibration(own: "OwnModel", weights_sha256: str) -> Recalibration | None:

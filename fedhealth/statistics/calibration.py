@@ -101,6 +101,47 @@ def fit_platt(
     return None if found is None else (float(found[0]), float(found[1]))
 
 
+def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
+    """The inverse temperature b of softmax(b log p), by maximum likelihood (Guo et al. 2017, section 4.2).
+
+    Args:
+        probabilities: (N, K) of the classes.
+        labels: (N,) class indices.
+
+    Returns:
+        None without a finite positive maximum: nobody, no mistake, or ranks that are worse than chance.
+    """
+    if labels.size == 0:
+        return None
+    logits = np.log(np.maximum(probabilities, np.exp(-FURTHEST_LOGIT)))
+    own = logits[np.arange(labels.size), labels]
+    if (own >= logits.max(axis=1)).all():
+        return None  # the likelihood grows with b without end
+    found = 1.0
+    for _ in range(MAX_STEPS):
+        chances = softened(probabilities, found)
+        mean = (chances * logits).sum(axis=1)
+        spread = (chances * (logits - mean[:, None]) ** 2).sum()
+        if spread <= 0:
+            return None
+        step = float((own - mean).sum() / spread)
+        # The likelihood is concave in b; a full step from far away may leave (0, MAX_COEFFICIENT).
+        found += float(np.clip(step, -0.5 * found, found))
+        if found > MAX_COEFFICIENT or found < 1 / MAX_COEFFICIENT:
+            return None
+        if abs(step) < 1e-10:  # noqa: PLR2004 - well below what is shown
+            return found
+    return None
+
+
+def softened(probabilities: NDArray[np.float64], inverse: float) -> NDArray[np.float64]:
+    """(N, K) softmax(b log p), of the inverse temperature b."""
+    logits = inverse * np.log(np.maximum(probabilities, np.exp(-FURTHEST_LOGIT)))
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = odds / odds.sum(axis=1, keepdims=True)
+    return shares
+
+
 def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) logits, cut at `FURTHEST_LOGIT`."""
     odds = np.log(np.maximum(probabilities, 1e-300)) - np.log(np.maximum(1 - probabilities, 1e-300))

@@ -458,3 +458,23 @@ def test_fine_tuning_is_never_covered_by_the_account(tmp_path: Path) -> None:
     assert export(site.root, tmp_path / "bundle", "--allow-unprotected", name="own") == ExitCode.OK
     page = (tmp_path / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
     assert "trained without differential privacy" in page
+
+
+def test_classes_are_recalibrated_by_one_temperature(
+    tmp_path: Path, new_patients: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = content(
+        task={"name": "multiclass_classification"},
+        runs=[{"name": "plain", "num_rounds": 1}],
+        release={"metrics": []},
+    )
+    home = ("--home", Trained(tmp_path / "home", said).site.root)
+    assert run("model", "recalibrate", *home, "--json") == ExitCode.OK
+    made = json.loads(capsys.readouterr().out)
+    assert made["intercept"] == 0
+    data = ("--data-dir", new_patients)
+    assert run("predict", *home, *data, "--out", tmp_path / "a.csv") == ExitCode.OK
+    assert run("predict", *home, *data, "--raw", "--out", tmp_path / "b.csv") == ExitCode.OK
+    raw = np.array(risks(tmp_path / "b.csv"))
+    odds = (raw / (1 - raw)) ** made["slope"]
+    assert risks(tmp_path / "a.csv") == pytest.approx(odds / (1 + odds), abs=1e-5)
