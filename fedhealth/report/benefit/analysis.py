@@ -26,6 +26,7 @@ from fedhealth.statistics.calibration import (
     calibration_points,
     fit_calibration,
 )
+from fedhealth.statistics.delong import delong
 from fedhealth.statistics.discrimination import average_precision, sensitivity_at_specificity
 from fedhealth.statistics.judged import Judged, MeanOf, Statistic, Weighted
 from fedhealth.statistics.measure import Measure
@@ -184,7 +185,16 @@ def _gains(setting: Setting, measure: Measure, site: SitePredictions) -> Iterabl
                 high=gain.high,
                 p_value=gain.p_value,
                 standard_error=gain.standard_error,
+                delong_p=_delong_p(one, other) if metric == "auc" else None,
             )
+
+
+def _delong_p(one: Sequence[Judged], other: Sequence[Judged]) -> float | None:
+    """The closed form knows neither several splits nor several records of a patient."""
+    if len(one) > 1 or np.unique(one[0].patients).size != one[0].patients.size:
+        return None
+    found = delong(one[0].predictions, other[0].predictions, one[0].labels)
+    return None if found is None else found.p_value
 
 
 def has_enough(judged: Sequence[Judged]) -> bool:

@@ -216,6 +216,7 @@ def _gain_rows(record: BenefitRecord) -> list[dict[str, str]]:
             "interval": wording.interval(gain),
             "p": _p_value(gain.p_value),
             "adjusted": NONE if gain.adjusted_p is None else _p_value(gain.adjusted_p),
+            "delong": NONE if gain.delong_p is None else _p_value(gain.delong_p),
             "least": wording.amount(gain.gain.detectable, gain.metric, signed=False),
             "verdict": _verdict_word(gain),
         }

@@ -80,7 +80,9 @@ class GainFact(Closed):
     adjusted_p: Share | None = None
     standard_error: Annotated[float, Field(ge=0)]
     verdict: Verdict | None = None
-    """None in a record that one site made alone, before Holm over the sites."""
+    """None in other than the primary metric."""
+    delong_p: Share | None = None
+    """DeLong's p-value of two AUCs, with one split and one record a patient: to hold the bootstrap against."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -148,6 +148,8 @@ def overall(record: BenefitRecord, method: str, over: str = LOCAL) -> Overall:
 
 def overall_sentence(record: BenefitRecord, method: MethodFact) -> str:
     """All sites in a few sentences: superior where, worse where, non-inferior at all or not, the worst site."""
+    if len(record.sites) == 1:
+        return site_sentence(record, record.sites[0].site_id, method)
     found = overall(record, method.key)
     name, metric = method_name(method), metric_name(record.primary)
     if found.num_sites == 0:

@@ -190,6 +190,17 @@ def test_a_better_model_is_found_and_a_copy_of_it_is_not() -> None:
         assert copied.verdict is Verdict.EQUIVALENT
 
 
+def test_delongs_p_value_stands_beside_the_bootstraps_with_one_split_only() -> None:
+    noise = {"local": 1.5, "run:shared": 1.0}
+    once = analyse_site(setting(METHODS[:2]), MEASURE, site("one", noise, count=300))
+    twice = analyse_site(setting(METHODS[:2]), MEASURE, site("one", noise, count=300, seeds=2))
+    found, other = (r.sites[0].gain("run:shared", "local", "auc") for r in (once, twice))
+    assert found is not None
+    assert found.delong_p == pytest.approx(found.p_value, abs=0.03)
+    assert other is not None
+    assert other.delong_p is None
+
+
 def test_log_loss_gains_are_above_zero_where_the_model_is_better() -> None:
     made = analyse_site(
         setting(METHODS[:2]), MEASURE, site("one", {"local": 3.0, "run:shared": 0.5}, count=300)
