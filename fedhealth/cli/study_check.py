@@ -17,6 +17,7 @@ def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
     findings = [
         *check_study(study, build=build),
         *_strategies(study),
+        *_personalisation(study),
         *_control_variates(study),
         *_shared_data(study),
         *privacy_findings(study),
@@ -66,6 +67,23 @@ def _weights(study: Study) -> Iterator[Finding]:
             f"name: {weights.title or 'not said'}; licence: {weights.licence or 'not said'}."
         )
         yield Finding(level="note", code="FH-CONFIG-037", text=text)
+
+
+def _personalisation(study: Study) -> Iterator[Finding]:
+    """A method that does not know it would train as ever, and reports would name what never ran."""
+    runs = [run for run in study.runs if run.personalisation != "none"]
+    if not runs:
+        return
+    try:
+        method = plugins.load("fedhealth.training", study.training.name)
+    except FedHealthError:  # `check_study` has said so, or it needs what is not installed here
+        return
+    if not getattr(method, "supports_personalisation", False):
+        text = (
+            f"runs.{runs[0].name}.personalisation: training method {study.training.name!r} does not know "
+            f"{runs[0].personalisation}. Use `supervised`, or personalisation none."
+        )
+        yield Finding(level="error", code="FH-TRAIN-062", text=text)
 
 
 def _control_variates(study: Study) -> Iterator[Finding]:

@@ -355,6 +355,20 @@ class Study(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _pulls_converge(self) -> Self:
+        optimizer = self.training.optimizer
+        for run in self.runs:
+            strength = run.personalisation_options.get("strength", 0.0)
+            if not isinstance(strength, int | float) or optimizer.name != "sgd":
+                continue
+            if optimizer.learning_rate * strength >= 2:  # noqa: PLR2004 - |1 - x| would be above 1
+                raise ValueError(
+                    f"runs.{run.name}: learning_rate times personalisation_options.strength must be below 2: a step of "
+                    "the pull would end further from the shared model than it began"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _fedrep_has_two_phases(self) -> Self:
         if self.training.local_steps == 1 and any(r.personalisation == "fedrep" for r in self.runs):
             raise ValueError(

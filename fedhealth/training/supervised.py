@@ -74,6 +74,7 @@ class SupervisedTraining:
 
     supports_patient_privacy = True
     supports_patient_gradients = True
+    supports_personalisation = True
     supports_control_variates = True
     supports_shared_data = True
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedhealth.cli.study_check import check_whole_study
 from fedhealth.config.personalisation import OPTIONS
 from fedhealth.config.study import Study
 from fedhealth.contracts.local_training import PatientMechanism, RoundTask, SiteContext
@@ -429,3 +430,19 @@ class TestCompositions:
 def test_an_option_that_a_method_does_not_have_is_refused(tiny: Any, method: str) -> None:
     with pytest.raises(ValidationError, match=f"personalisation_options of {method}"):
         make_study(tiny, method, {"momentum": 0.5})
+
+
+def test_a_pull_that_would_overshoot_is_refused_before_the_study_starts(tiny: Any) -> None:
+    make_study(tiny, "mr_mtl", {"strength": 1.9 / RATE})
+    with pytest.raises(ValidationError, match="must be below 2"):
+        make_study(tiny, "mr_mtl", {"strength": 2.0 / RATE})
+
+
+def test_a_training_method_that_does_not_know_personalisation_is_refused(tiny: Any) -> None:
+    study = make_study(tiny, "ditto")
+    codes = [finding.code for finding in check_whole_study(study, build=False)]
+    assert "FH-TRAIN-062" not in codes
+    training = study.training.model_copy(update={"name": "add_one"})
+    other = study.model_copy(update={"training": training})
+    codes = [finding.code for finding in check_whole_study(other, build=False)]
+    assert "FH-TRAIN-062" in codes
