@@ -145,8 +145,8 @@ def with_verdicts(
 
 def pairs(methods: Iterable[MethodFact]) -> list[tuple[str, str]]:
     """What is compared with what: everything with training alone; runs with pooling and with staying out."""
-    keys = {method.key for method in methods}
-    runs = sorted(key for key in keys if key.startswith("run:"))
+    keys = [method.key for method in methods]
+    runs = [key for key in keys if key.startswith("run:")]
     others = [(key, LOCAL) for key in (*runs, POOLED, LEFT_OUT) if key in keys and LOCAL in keys]
     return others + [(run, over) for run in runs for over in (POOLED, LEFT_OUT) if over in keys]
 

@@ -261,8 +261,8 @@ def _pooling_gain(record: BenefitRecord) -> str:
         return "There is no site where pooling could be compared."
     mean = sum(g.value for g in gains) / len(gains)
     return (
-        f"Pooling all data gained {amount(mean, record.primary)} of {metric_name(record.primary)} over training "
-        f"alone, as a mean over {len(gains)} sites."
+        f"One model of all data minus training alone is {amount(mean, record.primary)} of "
+        f"{metric_name(record.primary)}, as a mean over {len(gains)} sites."
     )
 
 
