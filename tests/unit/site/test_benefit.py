@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from fedhealth.cli import app as cli
 from fedhealth.config.load import load_study
 from fedhealth.config.template import template_path
 from fedhealth.contracts.benefit import MethodGain, MethodMetrics
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes
 from fedhealth.durable import write_atomically
-from fedhealth.errors import EvidenceError, GateRefusedError, IdentityError, UsageError
+from fedhealth.errors import EvidenceError, ExitCode, GateRefusedError, IdentityError, UsageError
 from fedhealth.evidence.benefit_row import BenefitRow
 from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import open_statement
@@ -264,3 +265,21 @@ def test_a_refused_row_costs_nothing_and_writes_nothing(
         release_row(home, None, replace(result, patients_per_class=(9, 50)), tmp_path / "row.json")
     assert not (tmp_path / "row.json").exists()
     assert (journal_kinds(home), folder.exists() and read_ledger(folder).mark) == before
+
+
+def test_the_command_says_it_keeps_the_page_and_releases_the_row(
+    heart: HeartFederation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, path = heart.homes["vb"], tmp_path / "row.json"
+    code = cli.run(["benefit", "--home", str(home.root), "--release", str(path), "--json"])
+    captured = capsys.readouterr()
+    assert code == ExitCode.OK, captured.err
+    said = json.loads(captured.out)
+    assert said["record"]["origin"] == "site"
+    assert said["page"] == str(home.study(STUDY_ID).results / "benefit.html")
+    assert said["sentences"]["overall"][0].startswith("vb: ")
+    assert "no counts" in captured.err
+    assert Envelope.from_bytes(path.read_bytes()).payload_digest in (
+        home.study(STUDY_ID).journal.read_text()
+    )
+    assert cli.run(["benefit", "--home", str(home.root), "--study", "nope"]) == ExitCode.USAGE
