@@ -16,6 +16,7 @@ from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.training.supervised import SupervisedTraining
 
 Name = Literal["permuted", "identical", "additive", "no_imaging", "concept_shift"]
+NUM_SEEDS: Final = 3
 LACKING: Final = 3
 """Hospital 4, with 80 patients, has no image, or the flipped marker."""
 VARIANTS: Final[dict[Name, Variant]] = {
@@ -46,7 +47,7 @@ class ControlResult:
 
 
 def jobs() -> list[ControlJob]:
-    seeds = read_protocol()["cohorts"]["generated"]["judged_seeds"]
+    seeds = read_protocol()["cohorts"]["generated"]["judged_seeds"][:NUM_SEEDS]
     return [ControlJob(name=name, seed=seed) for name in VARIANTS for seed in seeds]
 
 
