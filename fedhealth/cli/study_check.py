@@ -17,7 +17,7 @@ def check_whole_study(study: Study, *, build: bool) -> list[Finding]:
     findings = [
         *check_study(study, build=build),
         *_strategies(study),
-        *_personalisation(study),
+        *(_personalisation(study) if build else ()),
         *_control_variates(study),
         *_shared_data(study),
         *privacy_findings(study),

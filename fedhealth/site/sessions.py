@@ -42,6 +42,7 @@ class Sessions:
         self._has_own_split = False
         self._load_cohort = cache(self._load_cohort_once)
         self._method = load_training_method(pinned.study.training.name)
+        _require_personalisation(self._method, pinned.study)
         self._specs = {
             run.name: TensorSpec.of(self._method.initial_tensors(pinned.study, run))
             for run in pinned.study.runs
@@ -129,6 +130,18 @@ def load_training_method(name: str) -> TrainingMethod:
             f"training method {name!r} cannot be made without arguments.",
             fix="Its entry point must name a class with the shape of TrainingMethod.",
         ) from None
+
+
+def _require_personalisation(method: TrainingMethod, study: Study) -> None:
+    """A method that ignores it would train as ever, and accounts and reports would name what never ran."""
+    names = [run.personalisation for run in study.runs if run.personalisation != "none"]
+    if names and not getattr(method, "supports_personalisation", False):
+        raise ConfigError(
+            "FH-TRAIN-062",
+            f"training method {study.training.name!r} does not know personalisation {names[0]}.",
+            why="It would train as without it, and every report would say otherwise.",
+            fix="Use `supervised`, or personalisation none.",
+        )
 
 
 def model_sizes(study: Study) -> dict[str, int]:

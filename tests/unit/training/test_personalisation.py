@@ -440,9 +440,9 @@ def test_a_pull_that_would_overshoot_is_refused_before_the_study_starts(tiny: An
 
 def test_a_training_method_that_does_not_know_personalisation_is_refused(tiny: Any) -> None:
     study = make_study(tiny, "ditto")
-    codes = [finding.code for finding in check_whole_study(study, build=False)]
+    codes = [finding.code for finding in check_whole_study(study, build=True)]
     assert "FH-TRAIN-062" not in codes
     training = study.training.model_copy(update={"name": "add_one"})
     other = study.model_copy(update={"training": training})
-    codes = [finding.code for finding in check_whole_study(other, build=False)]
+    codes = [finding.code for finding in check_whole_study(other, build=True)]
     assert "FH-TRAIN-062" in codes
