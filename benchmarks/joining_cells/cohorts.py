@@ -28,6 +28,7 @@ class Variant:
         flipped: hospitals whose fifth marker has the opposite sign.
         is_additive: labels drawn anew from the two effects without their product.
         has_permuted_labels: labels of training and validation patients shuffled within each hospital.
+        has_permuted_test: the labels of held-out patients too, among themselves.
         is_one_population: all hospitals' patients come from one hospital.
     """
 
@@ -35,6 +36,7 @@ class Variant:
     flipped: frozenset[int] = frozenset()
     is_additive: bool = False
     has_permuted_labels: bool = False
+    has_permuted_test: bool = False
     is_one_population: bool = False
 
 
@@ -113,7 +115,9 @@ def _generated(  # noqa: PLR0917 - the facts of one hospital
     if index in variant.without_volumes:
         patients = tuple(replace(patient, volumes={}) for patient in patients)
     if variant.has_permuted_labels:
-        patients = _permuted(patients, size + num_validation, seed)
+        patients = _permuted(patients, slice(0, size + num_validation), seed)
+    if variant.has_permuted_test:
+        patients = _permuted(patients, slice(size + num_validation, None), seed)
     return _sided(f"hospital-{index + 1}", patients, size, num_validation, study)
 
 
@@ -177,8 +181,10 @@ def _additive_label(options: SyntheticOptions) -> Callable[[int], int]:
     return label
 
 
-def _permuted(patients: tuple[Patient, ...], num_known: int, seed: int) -> tuple[Patient, ...]:
+def _permuted(patients: tuple[Patient, ...], some: slice, seed: int) -> tuple[Patient, ...]:
+    """Labels of some patients shuffled among them."""
     labels = [patient.label for patient in patients]
-    order = np.random.default_rng([seed, 8, num_known]).permutation(num_known)
-    mixed = [labels[number] for number in order] + labels[num_known:]
-    return _relabelled(patients, lambda number: mixed[number])
+    chosen = labels[some]
+    order = np.random.default_rng([seed, 8, len(chosen)]).permutation(len(chosen))
+    labels[some] = [chosen[number] for number in order]
+    return _relabelled(patients, lambda number: labels[number])

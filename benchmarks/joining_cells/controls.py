@@ -15,12 +15,15 @@ from joining_cells.protocol import make_study, read_protocol, settings_of
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.training.supervised import SupervisedTraining
 
-Name = Literal["permuted", "identical", "additive", "no_imaging", "concept_shift"]
+Name = Literal[
+    "permuted", "permuted_everywhere", "identical", "additive", "no_imaging", "concept_shift"
+]
 NUM_SEEDS: Final = 3
 LACKING: Final = 3
 """Hospital 4, with 80 patients, has no image, or the flipped marker."""
 VARIANTS: Final[dict[Name, Variant]] = {
     "permuted": Variant(has_permuted_labels=True),
+    "permuted_everywhere": Variant(has_permuted_labels=True, has_permuted_test=True),
     "identical": Variant(is_one_population=True),
     "additive": Variant(is_additive=True),
     "no_imaging": Variant(without_volumes=frozenset({LACKING})),
@@ -110,6 +113,7 @@ def summarise(
     lacking = f"hospital-{LACKING + 1}"
     permuted = _mean_auc(by_name["permuted"], personal)
     low, high = wanted["controls"]["permuted_auc"]
+    everywhere = _mean_auc(by_name["permuted_everywhere"], personal)
     areas = [_mean_auc(by_name["identical"], m) for m in ("fedavg", personal, "pooled")]
     norms = np.mean([r.product_norms for r in by_name["additive"] if r.product_norms], axis=0)
     imaging = _gain(by_name["no_imaging"], personal, "tuned", lacking)
@@ -117,6 +121,10 @@ def summarise(
     return [
         judge.bar("permuted labels: AUC, lower limit", permuted, ">=", low),
         judge.bar("permuted labels: AUC, upper limit", permuted, "<=", high),
+        judge.bar("permuted labels, held-out ones too (added later): lower", everywhere, ">=", low),
+        judge.bar(
+            "permuted labels, held-out ones too (added later): upper", everywhere, "<=", high
+        ),
         judge.bar(
             "identical hospitals: largest difference of mean AUC between FedAvg, personalised and pooled",
             max(areas) - min(areas),
