@@ -72,13 +72,7 @@ def _weights(study: Study) -> Iterator[Finding]:
 def _personalisation(study: Study) -> Iterator[Finding]:
     """A method that does not know it would train as ever, and reports would name what never ran."""
     runs = [run for run in study.runs if run.personalisation != "none"]
-    if not runs:
-        return
-    try:
-        method = plugins.load("fedhealth.training", study.training.name)
-    except FedHealthError:  # `check_study` has said so, or it needs what is not installed here
-        return
-    if not getattr(method, "supports_personalisation", False):
+    if runs and _training_lacks(study, "supports_personalisation"):
         text = (
             f"runs.{runs[0].name}.personalisation: training method {study.training.name!r} does not know "
             f"{runs[0].personalisation}. Use `supervised`, or personalisation none."
@@ -89,13 +83,7 @@ def _personalisation(study: Study) -> Iterator[Finding]:
 def _control_variates(study: Study) -> Iterator[Finding]:
     """A method that does not know them would average zeros for ever, and call that scaffold."""
     runs = [run.name for run in study.runs if run.control_variates]
-    if not runs:
-        return
-    try:
-        method = plugins.load("fedhealth.training", study.training.name)
-    except FedHealthError:  # `check_study` has said so, or it needs what is not installed here
-        return
-    if not getattr(method, "supports_control_variates", False):
+    if runs and _training_lacks(study, "supports_control_variates"):
         text = (
             f"runs.{runs[0]}.control_variates: training method {study.training.name!r} does not know control variates. "
             "Use `supervised`, or another strategy than scaffold."
@@ -118,13 +106,18 @@ def _shared_data(study: Study) -> Iterator[Finding]:
     except FedHealthError as error:
         text = f"training.shared_data: {error.what} It is needed at every site; `fedhealth site check` tells there."
         yield Finding(level="warning", code=error.code, text=text)
-    try:
-        method = plugins.load("fedhealth.training", study.training.name)
-    except FedHealthError:
-        return
-    if not getattr(method, "supports_shared_data", False):
+    if _training_lacks(study, "supports_shared_data"):
         text = (
             f"training.shared_data: training method {study.training.name!r} does not know shared data. "
             "Use `supervised`, or take the section out."
         )
         yield Finding(level="error", code="FH-TRAIN-054", text=text)
+
+
+def _training_lacks(study: Study, ability: str) -> bool:
+    """Whether the training method does not say that it can do something. Loads it, and torch with most methods."""
+    try:
+        method = plugins.load("fedhealth.training", study.training.name)
+    except FedHealthError:  # `check_study` has said so, or it needs what is not installed here
+        return False
+    return not getattr(method, ability, False)
