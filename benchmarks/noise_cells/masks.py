@@ -104,7 +104,7 @@ class Keys:
             raise SystemExit("the sum under masks is not the plain sum")
         fixed_point.check_sum(total, layout, len(words))
         return self.masking._total(  # noqa: SLF001 - what the server does with a sum, without its trips
-            total, layout, manifest, self.digest(manifest), origin
+            total, layout, list(self.signing), manifest, self.digest(manifest), origin
         )
 
     def _unmasked(self, words: list[Words], manifest: Manifest, layout: MaskedLayout) -> Words:

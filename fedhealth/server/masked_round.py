@@ -190,7 +190,9 @@ class Masking:
             self._unmask_trips(masked, manifest)
             words = total.remove_masks()
             fixed_point.check_sum(words, masked.layout, len(total.survivors))
-            return self._total(masked, words, manifest, manifest_sha256, origin)
+            return self._total(
+                words, masked.layout, total.survivors, manifest, manifest_sha256, origin
+            )
         except MaskingError as error:
             log.warning("no usable sum: %s", error.code)
             return None
@@ -251,23 +253,23 @@ class Masking:
                 log.warning("%s: answer refused site=%s", step, reply.site_id)
         return refusals
 
-    def _total(
+    def _total(  # noqa: PLR0917 - the facts of one sum
         self,
-        masked: MaskedRound,
         words: Words,
+        layout: MaskedLayout,
+        survivors: Sequence[str],
         manifest: Manifest,
         manifest_sha256: str,
         origin: Vector,
     ) -> MaskedTotal:
         plan = distributed_plan(self.study, manifest.spec.num_elements)
-        layout, blocks = masked.layout, block_means(manifest, masked.total.survivors)
+        blocks = block_means(manifest, survivors)
         if plan is not None:
             whole = fixed_point.signed(words[: layout.num_values], layout.modulus_bits)
             noised = decode_noised(whole, plan, rotation_seed(manifest_sha256))
             mean = noised / self._denominator()
-            for (
-                block
-            ) in blocks:  # the divisor of a block is the number of its owners, public as they are
+            for block in blocks:
+                # The divisor of a block is the number of its owners, public as they are.
                 for part in block.parts:
                     mean[part] *= plan.num_sites / len(block.owners) if block.owners else 0.0
             return MaskedTotal(
