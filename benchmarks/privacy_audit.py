@@ -1,6 +1,6 @@
 """What attackers find in a site's training, with and without privacy: ``python benchmarks/privacy_audit.py``.
 
-The audit of `fedhealth site audit` on the hospital of Cleveland (heart study, epsilon 8), with more canaries and
+The audit of `fedhealth site audit` on the hospital of Cleveland (the heart study with the model `multimodal`, epsilon 8), with more canaries and
 models; then the same canaries on steps with bugs put in, to show which check finds which bug. Exits 1 when the
 product's own steps show a bug, when the audit is blind, or when a bug that must be found is not.
 """
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from fedhealth_site_heart import HeartSite
+from noise_cells.studies import earlier_heart_study
 
 from fedhealth.cli.site_audit import audit_lines
-from fedhealth.config.load import load_study
 from fedhealth.config.privacy import PatientPrivacy
+from fedhealth.config.study import Study
 from fedhealth.contracts.local_training import PatientMechanism, SiteContext
 from fedhealth.data.batch import PatientDataset
 from fedhealth.privacy.accounting.plan import plan_site
@@ -34,7 +35,6 @@ from fedhealth.training.learner import Learner
 from fedhealth.training.local_steps import StepPlan
 from fedhealth.training.private_steps import run_private_steps
 
-STUDY = Path(__file__).parents[1] / "configs" / "heart" / "study.yaml"
 HOSPITAL, DECLARED_SIZE = "cleveland", 190
 TARGET_EPSILON = 8.0
 
@@ -80,7 +80,7 @@ BUGS = {
 
 
 def make_subject(folder: Path) -> Subject:
-    study = load_study(STUDY)
+    study = Study.model_validate(earlier_heart_study())
     study = study.model_copy(update={"privacy": PatientPrivacy(target_epsilon=TARGET_EPSILON)})
     package = HeartSite(data_dir=folder, options={"hospital": HOSPITAL}, cache_dir=folder)
     contract = study.data.to_contract(seed=study.seed)

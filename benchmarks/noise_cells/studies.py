@@ -206,10 +206,11 @@ def held_out(
     return float(np.mean(areas)), float(np.mean([found["log_loss"] for found in scores.values()]))
 
 
-def _content(seed: int, num_rounds: int) -> dict[str, Any]:
-    """The heart study with the model, settings and scaling that this benchmark was written for.
+def earlier_heart_study() -> dict[str, Any]:
+    """The heart study with the model, settings and scaling that these benchmarks were written for, without `privacy`.
 
-    The shipped study has a smaller model since; with another one every figure would be about something else.
+    The shipped study has a smaller model since, and all patients in every step: every figure would be about something
+    else, and a sampling rate of 1 cannot be doubled by a bug.
     """
     content: dict[str, Any] = yaml.safe_load(template_path("heart").read_text())
     del content["privacy"]
@@ -227,6 +228,11 @@ def _content(seed: int, num_rounds: int) -> dict[str, Any]:
         "modality_dropout": 0.1,
     }
     content["secure_aggregation"]["value_range"] = 1.0
+    return content
+
+
+def _content(seed: int, num_rounds: int) -> dict[str, Any]:
+    content = earlier_heart_study()
     run = content["runs"][0] | {"num_rounds": num_rounds}
     return content | {"seed": seed, "runs": [run]}
 
