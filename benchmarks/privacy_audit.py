@@ -1,8 +1,8 @@
 """What attackers find in a site's training, with and without privacy: ``python benchmarks/privacy_audit.py``.
 
-The audit of `fedhealth site audit` on the hospital of Cleveland (the heart study with the model `multimodal`, epsilon 8), with more canaries and
-models; then the same canaries on steps with bugs put in, to show which check finds which bug. Exits 1 when the
-product's own steps show a bug, when the audit is blind, or when a bug that must be found is not.
+The audit of `fedhealth site audit` on the hospital of Cleveland (the heart study with the model `multimodal`, epsilon
+8), with more canaries and models; then the same canaries on steps with bugs put in, to show which check finds which
+bug. Exits 1 when the product's own steps show a bug, when the audit is blind, or when a bug that must be found is not.
 """
 
 import argparse
