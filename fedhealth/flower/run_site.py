@@ -15,6 +15,7 @@ from fedhealth.durable import exclusive, read_json, write_json
 from fedhealth.errors import ExitCode, FedHealthError, IdentityError, TransportError
 from fedhealth.flower import launch
 from fedhealth.flower.client_app import SOCKET_VARIABLE
+from fedhealth.site.dialling import server_answers
 from fedhealth.site.handover import read_failure
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.supervision.children import Child, Children
@@ -23,6 +24,7 @@ from fedhealth.supervision.ports import free_port
 log = logging.getLogger("fedhealth.site")
 WORKER_START_S: Final = 300.0  # importing torch and MONAI on a cold disk, and reading the cohort
 MAX_UNIX_PATH: Final = 100  # sun_path holds 108 bytes
+WATCH_S: Final = 0.2
 STABLE_AFTER_S: Final = 30.0  # a process that lived this long was healthy: the wait starts anew
 _REFUSED: Final = re.compile(r"'410 Gone'")  # the gateway: this key is not on the roster
 _STILL_COUNTED: Final = re.compile(
@@ -60,14 +62,17 @@ class SiteProcesses:
         try:
             worker = self._start_worker()
             self.notify(_ready_text(read_json(self.pinned.folder.status).get("isolation")))
-            node = self._start_network_zone()
             self.notify(f"dialling {self.pinned.address}")
-            while not self.stopping.wait(0.2):
+            node: list[Child] = []
+            while not self.stopping.is_set():
                 self.children.rotate_logs()
                 if worker.exit_code() is not None:
                     worker = self._restart_worker(worker)
-                if any(child.exit_code() is not None for child in node):
-                    node = self._reconnect(node)
+                if not node:
+                    node = self._dial()
+                elif any(child.exit_code() is not None for child in node):
+                    node = self._hang_up(node)
+                self.stopping.wait(WATCH_S)
         finally:
             self.children.end_all(grace_s=self.pinned.config.stop_grace_s)
             if self._sockets != self.pinned.folder.run:
@@ -139,6 +144,14 @@ class SiteProcesses:
         self.children.end(ended)
         self._back_off()
 
+    def _dial(self) -> list[Child]:
+        """The network zone, once the server answers; nothing yet after a wait in vain."""
+        if server_answers(self.pinned.address, self.pinned.folder.ca_certificate):
+            return [] if self.stopping.is_set() else self._start_network_zone()
+        self.notify("no connection to the server")
+        self._back_off()
+        return []
+
     def _start_network_zone(self) -> list[Child]:
         folder, config = self.pinned.folder.run, self.pinned.config
         self._dialled_at = time.monotonic()
@@ -176,8 +189,8 @@ class SiteProcesses:
         )
         return started
 
-    def _reconnect(self, node: list[Child]) -> list[Child]:
-        """End the network zone and dial again after a wait; an identity that is refused is final."""
+    def _hang_up(self, node: list[Child]) -> list[Child]:
+        """End the network zone, and wait before the site dials again; an identity that is refused is final."""
         supernode = next(child for child in node if child.name == "supernode")
         tail = supernode.log_tail()
         for child in reversed(node):
@@ -193,7 +206,7 @@ class SiteProcesses:
         else:
             self.notify("no connection to the server")
         self._back_off()
-        return self._start_network_zone() if not self.stopping.is_set() else []
+        return []
 
     def _back_off(self) -> None:
         config = self.pinned.config

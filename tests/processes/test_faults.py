@@ -210,6 +210,20 @@ def test_a_worker_that_dies_is_started_again_and_the_site_takes_part_in_the_next
     assert "killed by signal 9" in federation.output("hospital-2")
 
 
+def test_a_site_whose_server_is_away_waits_without_any_process_of_flower(
+    make_federation: MakeFederation,
+) -> None:
+    federation = make_federation(study_content({}), num_sites=2)
+    federation.start_site("hospital-1")
+    wait_until(
+        lambda: "trying again" in federation.output("hospital-1"), 60, "the site dialled in vain"
+    )
+    commands = " ".join(processes_of(federation.sites["hospital-1"].root).values())
+    assert "fedhealth.site.worker" in commands
+    for flower in ("fedhealth.flower", "flower-"):
+        assert flower not in commands
+
+
 @pytest.mark.slow  # the kill -9 of a server above shows the same in the default suite
 def test_a_site_reconnects_after_the_server_was_away(make_federation: MakeFederation) -> None:
     federation = make_federation(study_content({}))
