@@ -77,8 +77,9 @@ def run_charts(
     site_ids = list(dict.fromkeys(site.site_id for record in records for site in record.sites))
     charts, tables = [], []
     for name, (label, hint) in METRIC.items():
+        points = _points_by_site(done, name)
         series = [
-            Series(site_id, index, _site_points(done, site_id, name))
+            Series(site_id, index, points.get(site_id, ()))
             for index, site_id in enumerate(site_ids)
         ]
         mean = [(_x(r, name), value) for r in done if (value := _means(r).get(name)) is not None]
@@ -142,16 +143,16 @@ def _x(record: RoundRecord, name: str) -> int:
     return record.round_number if name == "train_loss" else record.round_number - 1
 
 
-def _site_points(
-    records: Sequence[RoundRecord], site_id: str, name: str
-) -> list[tuple[int, float]]:
-    return [
-        (_x(record, name), found[name])
-        for record in records
-        for site in record.sites
-        if site.site_id == site_id
-        and name in (found := _site_metrics(site.train_metrics, site.evaluate_metrics))
-    ]
+def _points_by_site(
+    records: Sequence[RoundRecord], name: str
+) -> dict[str, list[tuple[int, float]]]:
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for site in record.sites:
+            found = _site_metrics(site.train_metrics, site.evaluate_metrics)
+            if name in found:
+                points.setdefault(site.site_id, []).append((_x(record, name), found[name]))
+    return points
 
 
 def _mean_cell(mean: float | None, before: float | None) -> str:

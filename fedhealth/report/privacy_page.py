@@ -366,10 +366,9 @@ def _chart(
 ) -> tuple[Markup | None, tuple[tuple[str, str], ...]]:
     """Cumulative epsilon over rounds, a line a hospital; colours as in the other charts of the page."""
     names = list(dict.fromkeys(site.site_id for record in records for site in record.sites))
+    points = _points_by_site(records)
     series = [
-        Series(name, index, points)
-        for index, name in enumerate(names)
-        if (points := _points(records, name))
+        Series(name, index, points[name]) for index, name in enumerate(names) if name in points
     ]
     if not series:
         return None, ()
@@ -380,13 +379,14 @@ def _chart(
     return svg, (*legend, *([("Target", "target")] if target is not None else []))
 
 
-def _points(records: Sequence[RoundRecord], name: str) -> list[tuple[int, float]]:
-    return [
-        (record.round_number, site.privacy.epsilon)
-        for record in records
-        for site in record.sites
-        if site.site_id == name and site.privacy is not None and site.privacy.epsilon is not None
-    ]
+def _points_by_site(records: Sequence[RoundRecord]) -> dict[str, list[tuple[int, float]]]:
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for site in record.sites:
+            if site.privacy is not None and site.privacy.epsilon is not None:
+                point = (record.round_number, site.privacy.epsilon)
+                points.setdefault(site.site_id, []).append(point)
+    return points
 
 
 def _chart_hint(record: RoundRecord) -> str:

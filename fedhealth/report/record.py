@@ -49,6 +49,8 @@ from fedhealth.report.schema import (
 )
 
 SCHEMA: Literal["fedhealth/round-record/v3"] = "fedhealth/round-record/v3"
+RoundOrder = tuple[int, int, bool]
+"""Round, attempt, is the closing evaluation."""
 StrategySetting = Literal["clipping_norm", "proximal_mu", "effective_steps"]
 """What a strategy may tell a site: `contracts.aggregation.STRATEGY_CONFIG_ALLOWED`."""
 
@@ -238,7 +240,7 @@ def unevidenced(
     return tuple(item for item in NotEvidenced if item not in covered)
 
 
-def round_order(record: RoundRecord) -> tuple[int, int, bool]:
+def round_order(record: RoundRecord) -> RoundOrder:
     """Sorts rounds as they happened: by round, attempt, and training before the closing evaluation."""
     return (record.round_number, record.attempt, record.kind == "evaluate")
 

@@ -28,7 +28,7 @@ from fedhealth.report.record import (
     round_order,
     round_stem,
 )
-from fedhealth.report.run_record import run_record
+from fedhealth.report.run_record import RunRecord, run_record
 
 
 def render_round(
@@ -73,18 +73,21 @@ def render_round(
     )
 
 
-def render_run(study_title: str, records: Sequence[RoundRecord]) -> str:
+def render_run(
+    study_title: str, records: Sequence[RoundRecord], *, run: RunRecord | None = None
+) -> str:
     """The page of a run, which links its rounds.
 
     Args:
         study_title: heading; escaped.
         records: the run's rounds in any order, at least one.
+        run: the record of exactly these rounds, where it is at hand.
 
     Raises:
         ValueError: none, or rounds of several runs.
     """
     ordered = sorted(records, key=round_order)
-    run = run_record(ordered)
+    run = run or run_record(ordered)
     trained = [r for r in ordered if r.kind == "train"]
     complete = sum(r.status == "complete" for r in trained)
     charts, means, legend = figures.run_charts(ordered)
@@ -190,14 +193,18 @@ def _chain(record: RoundRecord, previous: RoundRecord | None) -> str:
 
 
 def _participation(records: Sequence[RoundRecord]) -> list[dict[str, object]]:
-    names = dict.fromkeys(site.site_id for record in records for site in record.sites)
-    rows: list[dict[str, object]] = []
-    for name in names:
-        facts = [site for record in records for site in record.sites if site.site_id == name]
-        counts = {status.value: sum(f.status is status for f in facts) for status in SiteStatus}
-        sent = sum(fact.update_bytes for fact in facts)
-        rows.append({"name": name, "update_bytes": sent, **counts})
-    return rows
+    facts: dict[str, list[SiteFact]] = {}
+    for record in records:
+        for site in record.sites:
+            facts.setdefault(site.site_id, []).append(site)
+    return [
+        {
+            "name": name,
+            "update_bytes": sum(fact.update_bytes for fact in own),
+            **{status.value: sum(fact.status is status for fact in own) for status in SiteStatus},
+        }
+        for name, own in facts.items()
+    ]
 
 
 def _invited(record: RoundRecord) -> int:

@@ -1,11 +1,12 @@
 """The record of a run: its rounds in order, each by the digest of its own record. It says nothing that they do not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedhealth.report.record import RoundRecord, SiteStatus, record_digest, round_order
+from fedhealth.report.record import RoundOrder, RoundRecord, SiteStatus, record_digest, round_order
 from fedhealth.report.schema import Closed, Count, D, Hex64, P, S, SlugId, Watermarked
 
 RUN_SCHEMA: Literal["fedhealth/run-record/v1"] = "fedhealth/run-record/v1"
@@ -34,8 +35,14 @@ class RunRecord(Watermarked):
     rounds: tuple[RoundLine, ...] = Field(min_length=1)
 
 
-def run_record(records: Sequence[RoundRecord]) -> RunRecord:
+def run_record(
+    records: Sequence[RoundRecord], known: Mapping[RoundOrder, RoundLine] = MappingProxyType({})
+) -> RunRecord:
     """The run's record from its rounds, which are put in order.
+
+    Args:
+        records: its rounds.
+        known: lines of some of them that were worked out before; a digest costs as much as writing the record.
 
     Raises:
         ValueError: none, or rounds of several runs or studies, or simulated rounds beside real ones.
@@ -49,7 +56,7 @@ def run_record(records: Sequence[RoundRecord]) -> RunRecord:
         study_id=first.study_id,
         study_sha256=first.study_sha256,
         run_name=first.run_name,
-        rounds=tuple(_line(record) for record in ordered),
+        rounds=tuple(known.get(round_order(record)) or _line(record) for record in ordered),
     )
 
 

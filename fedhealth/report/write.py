@@ -1,21 +1,24 @@
 """Put a round's record and pages on disk, each file in one step. Called by the server when a round closes."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import ValidationError
 
 from fedhealth.durable import write_atomically
 from fedhealth.errors import EvidenceError
 from fedhealth.report.record import (
+    RoundOrder,
     RoundRecord,
     canonical_json,
     round_order,
     round_stem,
 )
 from fedhealth.report.render import render_round, render_run
-from fedhealth.report.run_record import RunRecord, run_record
+from fedhealth.report.run_record import RoundLine, RunRecord, run_record
 
 log = logging.getLogger("fedhealth.report")
 _MODE = 0o644  # a report is made to be handed on; the folder above it decides who may enter
@@ -31,31 +34,57 @@ class RoundPaths:
     index: Path
 
 
-def write_round(folder: Path, record: RoundRecord, study_title: str | None = None) -> RoundPaths:
-    """Write one round's record and page, then the run's record and page over all rounds in the folder.
+@dataclass(slots=True)
+class RunReports:
+    """The reports of one run while it goes on: a round that was read or written is kept, and never read again.
+
+    One process writes a run's reports; what another one changes in the folder meanwhile is found by the next that
+    reads it.
 
     Args:
         folder: one run's reports; made if absent.
-        record: the round.
-        study_title: heading of the run page; the study id without it. It is in no record.
-
-    Raises:
-        EvidenceError: FH-REPORT-001 or 002 an earlier record in the folder does not read, FH-REPORT-003 it
-            belongs to another run.
     """
-    earlier = [r for r in read_rounds(folder) if round_order(r) != round_order(record)]
-    records = sorted([*earlier, record], key=round_order)
-    run = _run_record(records)
-    write_record(folder, record)
-    page = _write_page(folder, records, record)
-    run_paths = _write_run(folder, records, run, study_title)
-    log.info("report of round %d written", record.round_number)
-    return RoundPaths(
-        record=folder / f"{round_stem(record)}.json",
-        page=page,
-        run_record=run_paths[0],
-        index=run_paths[1],
-    )
+
+    folder: Path
+    _rounds: list[RoundRecord] | None = field(init=False, default=None)
+    _lines: dict[RoundOrder, RoundLine] = field(init=False, default_factory=dict)
+
+    def write(self, record: RoundRecord, study_title: str | None = None) -> RoundPaths:
+        """Write one round's record and page, then the run's record and page over all rounds in the folder.
+
+        Args:
+            record: the round; one of the same number, attempt and kind is replaced.
+            study_title: heading of the run page; the study id without it. It is in no record.
+
+        Raises:
+            EvidenceError: FH-REPORT-001 or 002 an earlier record in the folder does not read, FH-REPORT-003 it
+                belongs to another run. Nothing was written.
+        """
+        order = round_order(record)
+        kept = read_rounds(self.folder) if self._rounds is None else self._rounds
+        others = [r for r in kept if round_order(r) != order]
+        records = sorted([*others, record], key=round_order)
+        lines = {key: line for key, line in self._lines.items() if key != order}
+        run = _run_record(records, lines)
+        write_record(self.folder, record)
+        page = _write_page(self.folder, records, record)
+        record_path, index = _write_run(self.folder, records, run, study_title)
+        # As its file says it: pages name metrics in the order of the file.
+        as_written = RoundRecord.model_validate_json(canonical_json(record))
+        self._rounds = sorted([*others, as_written], key=round_order)
+        self._lines = dict(zip(map(round_order, records), run.rounds, strict=True))
+        log.info("report of round %d written", record.round_number)
+        return RoundPaths(
+            record=self.folder / f"{round_stem(record)}.json",
+            page=page,
+            run_record=record_path,
+            index=index,
+        )
+
+
+def write_round(folder: Path, record: RoundRecord, study_title: str | None = None) -> RoundPaths:
+    """`RunReports.write` of a single round; reads all others in the folder."""
+    return RunReports(folder).write(record, study_title)
 
 
 def write_record(folder: Path, record: RoundRecord, study_title: str | None = None) -> None:
@@ -79,9 +108,11 @@ def write_pages(folder: Path, study_title: str | None = None) -> None:
     _write_run(folder, records, run, study_title)
 
 
-def _run_record(records: list[RoundRecord]) -> RunRecord:
+def _run_record(
+    records: list[RoundRecord], known: Mapping[RoundOrder, RoundLine] = MappingProxyType({})
+) -> RunRecord:
     try:
-        return run_record(records)
+        return run_record(records, known)
     except ValueError as error:
         raise EvidenceError(
             "FH-REPORT-003",
@@ -103,7 +134,7 @@ def _write_run(
 ) -> tuple[Path, Path]:
     record_path, index = folder / "run.json", folder / "index.html"
     write_atomically(record_path, canonical_json(run), mode=_MODE)
-    page = render_run(study_title or run.study_id, records)
+    page = render_run(study_title or run.study_id, records, run=run)
     write_atomically(index, page.encode(), mode=_MODE)
     return record_path, index
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.durable import read_json, sync, write_json
@@ -12,7 +11,7 @@ from fedhealth.errors import PrivacyError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest
 from fedhealth.report.record import RoundRecord, canonical_json, round_stem
-from fedhealth.report.write import write_round
+from fedhealth.report.write import RunReports
 from fedhealth.server.home import ServerHome
 from fedhealth.server.outcomes import RoundOutcome, SiteOutcome
 from fedhealth.server.records import read_wire_bytes, round_record, since
@@ -28,7 +27,7 @@ class Recorder:
         home: the server's home.
         study: its study.
         run: the run that is recorded.
-        write: puts a record and its pages into a folder of reports, under the study's title.
+        write: puts a record and its pages into the run's folder of reports, under the study's title.
         watch: is given the record of each round that closed, after it was written.
     """
 
@@ -38,14 +37,15 @@ class Recorder:
         study: Study,
         run: RunPlan,
         *,
-        write: Callable[[Path, RoundRecord, str], object] = write_round,
+        write: Callable[[RoundRecord, str], object] | None = None,
         watch: Callable[[RoundRecord], None] = lambda _: None,
     ) -> None:
-        self._write, self._watch = write, watch
         self._home = home
         self._study = study
         self._run = run
         self._folder = home.run(run.name)
+        self._write = write or RunReports(self._folder.reports).write
+        self._watch = watch
         self._answers: dict[str, str] = {}
         self._wire: dict[str, tuple[int, int]] = {}
         self._status = read_json(self._folder.status) or {
@@ -78,7 +78,7 @@ class Recorder:
             return
         parsed = RoundRecord.model_validate_json(record)
         if not (self._folder.reports / f"{round_stem(parsed)}.json").exists():
-            self._write(self._folder.reports, parsed, self._study.title)
+            self._write(parsed, self._study.title)
             self._status["rounds_done"] = parsed.round_number
 
     def check_no_release_is_lost(self, round_number: int) -> None:
@@ -110,7 +110,7 @@ class Recorder:
         """A round ended: write the record and its pages now."""
         manifest = outcome.manifest
         record = self._record(outcome)
-        self._write(self._folder.reports, record, self._study.title)
+        self._write(record, self._study.title)
         log.info(
             "round closed run=%s round=%d attempt=%d status=%s",
             self._run.name,

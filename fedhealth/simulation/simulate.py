@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -130,7 +131,8 @@ def simulate(
         for run in open_runs:
             _require_cohort(study, started, absent)
             number = 1 + study.runs.index(run)
-            recorder = Recorder(server, study, run, write=write_record, watch=tell.of_run(run))
+            write = partial(write_record, server.run(run.name).reports)
+            recorder = Recorder(server, study, run, write=write, watch=tell.of_run(run))
             try:
                 with flower_task(run_id=number):
                     run_to_outcome(

@@ -196,6 +196,8 @@ def factory(root: Path) -> Iterator[MakeFederation]:
                 variant=(variants or {}).get(index + 1),
             )
             done = init_site(home, federation.server.invitation, settings)
+            with home.config_path.open("a") as file:
+                file.write("reconnect_first_s: 0.2\nreconnect_max_s: 0.5\n")
             join(home, admit(federation.server, done.request_path).admission_path)
         if "secure_aggregation" in content:
             pin_everywhere(federation)

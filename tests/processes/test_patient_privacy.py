@@ -221,11 +221,6 @@ def test_twenty_random_kills_leave_the_spend_that_an_observer_saw(
             federation={"min_cohort": 2, "round_deadline_s": 30, "cohort_wait_s": 300},
         )
     )
-    for home in (
-        federation.sites.values()
-    ):  # a site whose worker is killed again and again waits longer each time
-        with home.config_path.open("a") as file:
-            file.write("reconnect_max_s: 2\n")
     federation.start_sites()
     server = federation.start_server()
     wait_until(lambda: len(federation.records()) >= 1, 120, "round 1 is done")

@@ -6,7 +6,7 @@ import pytest
 
 from fedhealth.errors import EvidenceError
 from fedhealth.report.record import canonical_json, record_digest, round_order
-from fedhealth.report.write import read_round, read_rounds, write_round
+from fedhealth.report.write import RunReports, read_round, read_rounds, write_round
 from fedhealth.testing.example_rounds import example_run
 
 ROUNDS = example_run()
@@ -47,6 +47,28 @@ def test_writing_a_round_again_changes_nothing(tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     write_round(tmp_path, ROUNDS[-1])
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_goes_on_writes_what_reading_all_rounds_again_would_write(
+    tmp_path: Path,
+) -> None:
+    reports = RunReports(tmp_path / "kept")
+    for record in [*ROUNDS[:3], ROUNDS[2], *ROUNDS[3:]]:
+        reports.write(record, "A title")
+        write_round(tmp_path / "read", record, "A title")
+    kept, read = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("kept", "read")
+    )
+    assert kept == read
+
+
+def test_a_round_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    reports = RunReports(tmp_path)
+    reports.write(ROUNDS[0])
+    with pytest.raises(EvidenceError, match="FH-REPORT-003"):
+        reports.write(ROUNDS[1].model_copy(update={"run_name": "other-run"}))
+    reports.write(ROUNDS[1])
+    assert read_rounds(tmp_path) == ROUNDS[:2]
 
 
 def test_read_refuses_a_record_that_was_edited(tmp_path: Path) -> None:

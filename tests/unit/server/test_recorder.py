@@ -1,5 +1,7 @@
 """A crash between checkpoint and report must not lose a round's record."""
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,18 +9,28 @@ import pytest
 from fedhealth.durable import read_json
 from fedhealth.errors import PrivacyError
 from fedhealth.report.record import RoundRecord, canonical_json
+from fedhealth.server.home import ServerHome
 from fedhealth.server.recorder import Recorder
 from fedhealth.testing.example_rounds import example_run, run_with_site_level
 
 RECORD = example_run()[0]
 
 
+def recorder_of(server: ServerHome) -> Recorder:
+    study, _ = server.require()
+    return Recorder(server, study, study.runs[0])
+
+
 @pytest.fixture
-def parts(new_consortium: Any) -> tuple[Recorder, Any]:
-    consortium = new_consortium("site-1", "site-2")
-    study, _ = consortium.server.require()
-    folder = consortium.server.run(study.runs[0].name)
-    return Recorder(consortium.server, study, study.runs[0]), folder
+def server(new_consortium: Any) -> ServerHome:
+    home: ServerHome = new_consortium("site-1", "site-2").server
+    return home
+
+
+@pytest.fixture
+def parts(server: ServerHome) -> tuple[Recorder, Any]:
+    study, _ = server.require()
+    return recorder_of(server), server.run(study.runs[0].name)
 
 
 def test_the_record_in_a_checkpoint_becomes_the_missing_report(parts: tuple[Recorder, Any]) -> None:
@@ -29,6 +41,28 @@ def test_the_record_in_a_checkpoint_becomes_the_missing_report(parts: tuple[Reco
     assert (folder.reports / "index.html").exists()
     recorder.waiting(1, 2)
     assert read_json(folder.status)["rounds_done"] == RECORD.round_number
+
+
+def test_a_server_reads_the_rounds_before_its_start_once_and_its_own_never(
+    server: ServerHome, parts: tuple[Recorder, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, folder = parts
+    read, read_bytes = Counter[str](), Path.read_bytes
+
+    def counting(path: Path) -> bytes:
+        if path.parent == folder.reports:
+            read[path.name] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counting)
+    rounds = [RECORD.model_copy(update={"round_number": number}) for number in range(1, 21)]
+    for record in rounds[:10]:
+        first.recover(canonical_json(record))
+    assert not read
+    restarted = recorder_of(server)
+    for record in rounds[10:]:
+        restarted.recover(canonical_json(record))
+    assert read == {f"round-{number:04d}.json": 1 for number in range(1, 11)}
 
 
 def test_a_report_that_is_there_is_not_replaced(parts: tuple[Recorder, Any]) -> None:
