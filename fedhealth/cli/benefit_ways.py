@@ -7,6 +7,7 @@ from fedhealth.cli.output import emit_json, say, table
 from fedhealth.errors import UsageError
 from fedhealth.report.benefit import wording
 from fedhealth.report.benefit.record import BenefitRecord
+from fedhealth.report.wording import SIMULATION
 
 RECORD, PAGE = "benefit.json", "benefit.html"
 
@@ -131,6 +132,8 @@ def tell(request: Request, record: BenefitRecord, page: Path) -> None:
         for site in record.sites
         for gain in [site.gain(run.key, "local", record.primary)]
     ]
+    if record.is_simulation and record.origin != "simulation":
+        say(SIMULATION)
     say(wording.BANNER[record.origin])
     say(table(["site", "run", f"{metric} minus alone", "verdict"], rows))
     for sentence in wording.advice(record):

@@ -64,6 +64,11 @@ def predict(  # noqa: PLR0917 - typer passes options by name
         done = _with_bundle(model or Path(), patients, out)
     say(f"Scored {done.num_patients} patients ({done.num_records} records) into {out}.")
     say(table(["modality", "records that have it"], [[n, c] for n, c in done.having.items()]))
+    for name, count in done.unclaimed.items():
+        say(
+            f"WARNING: {count} files in {name}/ are named after no patient of cohort.csv. Whoever they belong to was "
+            f"scored without {name}."
+        )
     if not done.calibrated:
         say("Not recalibrated for this site (column calibrated: no).")
     if json:

@@ -285,6 +285,6 @@ def _empty() -> SiteDataError:
     return SiteDataError(
         "FH-DATA-008",
         "cohort.csv holds no patient.",
-        why="A site without patients cannot take part in a round.",
-        fix="Export at least the patients of the training side, one row each.",
+        why="Without a patient there is nobody to learn from, and nobody to score.",
+        fix="Export the patients of the cohort, or those to be scored, one row each below the header.",
     )

@@ -18,6 +18,7 @@ are first needed, and all of them by `fedhealth.data.check`, which is what ``fed
 runs.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,37 @@ def read_folder_cohort(folder: Path, contract: DataContract, cache_dir: Path) ->
     return Cohort(
         contract=contract,
         patients=tuple(sorted(patients, key=lambda patient: patient.patient_id)),
+    )
+
+
+def unclaimed_volumes(
+    folder: Path, contract: DataContract, patients: Iterable[Patient]
+) -> dict[str, int]:
+    """Files in each volume modality's folder that are named after no patient: a misspelt one counts as missing.
+
+    Args:
+        folder: laid out as above.
+        contract: the study's data contract.
+        patients: whoever is in `cohort.csv`.
+
+    Returns:
+        Their number by modality, those without any left out.
+    """
+    ids = {patient.patient_id for patient in patients}
+    found = {}
+    for modality in contract.volumes:
+        place = folder / modality.name
+        names = [path.name for path in place.iterdir()] if place.is_dir() else []
+        strays = sum(not name.startswith(".") and _owner(name) not in ids for name in names)
+        if strays:
+            found[modality.name] = strays
+    return found
+
+
+def _owner(name: str) -> str | None:
+    """The patient id in a volume's file name, None where it is not named like one."""
+    return next(
+        (name.removesuffix(suffix) for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), None
     )
 
 
@@ -144,6 +176,6 @@ def _refuse_empty_patients(patients: list[Patient], table: CohortTable) -> None:
         raise SiteDataError(
             "FH-DATA-018",
             f"cohort.csv has {describe_rows(empty, table.rows)} without any modality.",
-            why="There is nothing to learn from a patient of whom only the label is known.",
+            why="Nothing is known of such a patient: there is nothing to learn from, and nothing to predict from.",
             fix="Check that volumes are named after the patient id, or leave these patients out.",
         )

@@ -5,6 +5,7 @@ Messages hold counts only.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,35 @@ def strata_of(labels: Tensor, target: Target | None) -> Tensor:
     if isinstance(target, SurvivalLabel):
         return labels[:, 1].to(torch.int64)
     return torch.zeros(labels.shape[0], dtype=torch.int64)
+
+
+def class_sizes(
+    labels: NDArray[Any], patients: NDArray[Any], contract: DataContract
+) -> tuple[int, ...]:
+    """Different patients of each class, 0 where a class has none: what decides whether statistics mean something.
+
+    A class is a code; having and not having each of several labels; the event, and being censored where anybody is.
+    Masks have one class, all patients.
+
+    Args:
+        labels: of N records, as `label_tensor` gives them; not read for masks.
+        patients: (N,) whose record it is, a number or an id.
+        contract: says what the labels are.
+    """
+
+    def count(rows: NDArray[np.bool_]) -> int:
+        return int(np.unique(patients[rows]).size)
+
+    match contract.target:
+        case None:
+            return tuple(count(labels == index) for index in range(len(contract.label_codes)))
+        case MultiLabel():
+            return tuple(count(column == value) for column in labels.T for value in (0, 1))
+        case SurvivalLabel():
+            censored = count(labels[:, 1] == 0)
+            return (count(labels[:, 1] == 1), *([censored] if censored else []))
+        case MaskLabel():
+            return (count(np.ones(patients.size, dtype=np.bool_)),)
 
 
 def count_by_label(

@@ -37,6 +37,7 @@ class BenefitRow(Statement):
     Attributes:
         primary: the metric that verdicts are about.
         margin: a loss of it below this is taken as no loss.
+        is_simulation: one machine played all hospitals.
         personal_runs: runs that were judged with this site's own part of the model.
     """
 
@@ -47,6 +48,7 @@ class BenefitRow(Statement):
     larger_is_better: bool
     margin: float = Field(ge=0)
     fewest: int = Field(ge=1)
+    is_simulation: bool
     personal_runs: tuple[SiteId, ...]
     results: tuple[ReleasedMetrics, ...] = Field(max_length=50)
     gains: tuple[ReleasedGain, ...] = Field(min_length=1, max_length=500)

@@ -105,10 +105,10 @@ def _check(patients_per_class: Sequence[int], terms: BenefitTerms) -> None:
             why="The study hides what a single site's model is worth. Nothing was written.",
             fix="Keep the page at the site.",
         )
-    if len(patients_per_class) < 2 or min(patients_per_class) < FEWEST_PER_CLASS:  # noqa: PLR2004 - two classes
+    if min(patients_per_class, default=0) < FEWEST_PER_CLASS:
         raise GateRefusedError(
             "FH-GATE-023",
-            f"a class has fewer than {FEWEST_PER_CLASS} test patients here.",
+            f"a class of what is predicted has fewer than {FEWEST_PER_CLASS} test patients here.",
             why="Statistics of so few can tell single patients. Nothing was written.",
             fix="Keep the page at the site.",
         )

@@ -10,7 +10,13 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from fedhealth.config.study import Study
-from fedhealth.report.privacy_facts import Accountant, Adjacency, SiteLevelFact, SitePrivacyFact
+from fedhealth.report.privacy_facts import (
+    Accountant,
+    Adjacency,
+    SiteLevelFact,
+    SitePrivacyFact,
+    has_noised_metrics,
+)
 from fedhealth.report.record import RoundRecord, SiteStatus, round_order
 from fedhealth.report.schema import Closed, Count, Hex64, Metrics, PluginName, SlugId, Version
 
@@ -49,9 +55,13 @@ class DataOfCard(Closed):
 
 
 class MetricsOfCard(Closed):
-    """Means over the sites' validation patients, as the record of the round that judged this model has them."""
+    """Means over the sites' validation patients, as the record of the round that judged this model has them.
+
+    `are_noised`: sites added noise to them for their patients' privacy.
+    """
 
     values: Metrics
+    are_noised: bool
     num_sites: Count
     round_number: Count
 
@@ -73,7 +83,7 @@ class ModelCard(Closed):
 
     Attributes:
         has_records: whether round records were at hand; without them nothing is said about metrics and privacy.
-        is_simulation: whether a record says that one machine played all hospitals.
+        is_simulation: whether one machine played all hospitals, as a record or the home of the model says.
         patient_privacy_asked: whether the study protects every patient.
         personal_tensors: how many tensors are this site's own; 0 in a global model.
         personal_tensors_are_private: whether their training was covered by the patients' account.
@@ -124,6 +134,7 @@ class ModelFacts(Closed):
     personal_tensors_are_private: bool
     missing_tensors: Count
     fedhealth_version: Version
+    is_simulation: bool = False
 
 
 def model_card(
@@ -162,7 +173,7 @@ def model_card(
         model_sha256=facts.model_sha256,
         weights_sha256=facts.weights_sha256,
         has_records=bool(ordered),
-        is_simulation=any(record.is_simulation for record in ordered),
+        is_simulation=facts.is_simulation or any(record.is_simulation for record in ordered),
         metrics=_metrics(ordered, facts.model_sha256),
         patient_privacy_asked=study.privacy is not None,
         privacy=_privacy(ordered),
@@ -208,6 +219,10 @@ def _metrics(records: Sequence[RoundRecord], model_sha256: str) -> MetricsOfCard
     last = judged[-1]
     return MetricsOfCard(
         values=last.aggregate_evaluate_metrics,
+        are_noised=any(
+            site.privacy is not None and has_noised_metrics(site.privacy.round_events)
+            for site in last.sites
+        ),
         num_sites=last.count(SiteStatus.CONTRIBUTED),
         round_number=last.round_number,
     )

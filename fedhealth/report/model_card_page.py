@@ -6,6 +6,11 @@ _SIMULATED = (
     "**A simulation: one machine played all hospitals. Nothing here is evidence about a hospital.**"
 )
 
+_NOISED = (
+    "Noise was added to these numbers for the patients' privacy. With few patients they may be far off: a Brier score "
+    "and a log loss that do not go together are noise, and so may be the difference of two cards."
+)
+
 
 def card_markdown(card: ModelCard) -> str:
     """The page, for people; the same card gives the same text."""
@@ -86,6 +91,7 @@ def _metrics(card: ModelCard) -> str:
             "| metric | value |",
             "|---|---|",
             *rows,
+            *(["", _NOISED] if found.are_noised else []),
         ]
     )
 
@@ -105,7 +111,7 @@ def _privacy(card: ModelCard) -> str:
             if card.personal_tensors_are_private
             else "**they were trained without differential privacy, and may tell who was a patient there**"
         )
-        lines.append(f"{card.personal_tensors} tensors are this site's own: {covered}.")
+        lines.append(f"Tensors of this site's own: {card.personal_tensors}; {covered}.")
     masks = "on: the server saw sums of updates only" if card.secure_aggregation else "off"
     lines.append(f"Secure aggregation: {masks}.")
     return "\n".join(f"- {line}" for line in lines)

@@ -48,6 +48,7 @@ def combine_files(paths: Sequence[Path], server: ServerHome | None) -> tuple[Ben
     record = combine_rows(
         rows,
         is_verified=True,
+        is_simulation=server.is_simulation,
         pooling_allowed=study.policy.pooling_allowed,
         curves=_curves(rounds, metric),
         means=[

@@ -50,6 +50,7 @@ def export_global_model(
         personal_tensors_are_private=False,
         missing_tensors=len(missing),
         fedhealth_version=versions["fedhealth"],
+        is_simulation=home.is_simulation,
     )
     card = model_card(study, facts, read_rounds(home.run(run_name).reports), words)
     parts = BundleParts(

@@ -49,7 +49,7 @@ def provision(study: Study, sites: Sequence[SiteConfig], folder: Path) -> Server
     write_json(claim, wanted)
     _begin(study, server, folder)
     for config in sites:
-        _enrol(config, server, folder)
+        _enrol(config, server, folder, wanted)
     if study.secure_aggregation is not None:
         _pin_everywhere(server, sites, folder)
     write_json(server.simulation, wanted)  # last: from here on the folder can be gone on with
@@ -85,8 +85,9 @@ def _begin(study: Study, server: ServerHome, folder: Path) -> None:
     )
 
 
-def _enrol(config: SiteConfig, server: ServerHome, folder: Path) -> None:
+def _enrol(config: SiteConfig, server: ServerHome, folder: Path, wanted: dict[str, object]) -> None:
     home = site_home(folder, config.site_id)
+    write_json(home.simulation, wanted)
     write_atomically(home.config_path, to_yaml(config).encode())
     done = init_site(home, server.invitation, None)
     join(home, admit(server, done.request_path).admission_path)

@@ -4,13 +4,10 @@ The same models, patients and intervals as `site evaluate`, as a record with ver
 that the study's release policy lets out: through the gate, charged to the ledger, in the journal, then to a file.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 from fedhealth.config.study import RunPlan
 from fedhealth.contracts.benefit import MethodGain, MethodMetrics
@@ -31,7 +28,6 @@ from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.results import finished_runs
 from fedhealth.site.sessions import Sessions, global_model_path
 from fedhealth.site.status import read_status
-from fedhealth.statistics.judged import Judged
 
 RECORD: Final = "benefit.json"
 PAGE: Final = "benefit.html"
@@ -45,7 +41,7 @@ class SiteBenefitResult:
         record: one site, with verdicts.
         record_path: in the site's results.
         page_path: beside it.
-        patients_per_class: different test patients of each class.
+        patients_per_class: different test patients of each class (`data.targets.class_sizes`).
     """
 
     record: BenefitRecord
@@ -66,7 +62,10 @@ def benefit_of_site(home: SiteHome, study_id: str | None) -> SiteBenefitResult:
     pinned = load_pinned(home, home.choose_study(study_id))
     finished = finished_runs(pinned)
     site = _predictions(home, pinned, finished)
-    record = analyse_site(_setting(pinned, finished), measure_of(pinned.study), site)
+    measure = measure_of(pinned.study)
+    setting = _setting(pinned, finished, is_simulation=home.is_simulation)
+    record = analyse_site(setting, measure, site)
+    (alone,) = site.judged[LOCAL]
     folder = pinned.folder.results
     page = render_benefit(record, title=pinned.study.title, record_file=RECORD)
     write_atomically(folder / RECORD, benefit_json(record))
@@ -75,7 +74,7 @@ def benefit_of_site(home: SiteHome, study_id: str | None) -> SiteBenefitResult:
         record=record,
         record_path=folder / RECORD,
         page_path=folder / PAGE,
-        patients_per_class=_patients_per_class(site.judged[LOCAL]),
+        patients_per_class=measure.class_sizes(alone.labels, alone.patients),
     )
 
 
@@ -147,7 +146,7 @@ def _predictions(home: SiteHome, pinned: Pinned, finished: list[RunPlan]) -> Sit
     )
 
 
-def _setting(pinned: Pinned, finished: list[RunPlan]) -> Setting:
+def _setting(pinned: Pinned, finished: list[RunPlan], *, is_simulation: bool) -> Setting:
     from fedhealth.training.evaluation import bootstrap_seed
 
     return Setting(
@@ -157,19 +156,12 @@ def _setting(pinned: Pinned, finished: list[RunPlan]) -> Setting:
         pooling_allowed=pinned.study.policy.pooling_allowed,
         methods=(MethodFact(key=LOCAL, kind="local"), *(_method(run) for run in finished)),
         seed=bootstrap_seed(pinned.study, pinned.config.site_id),
+        is_simulation=is_simulation,
     )
 
 
 def _method(run: RunPlan) -> MethodFact:
     return MethodFact.of_run(run.name, is_personal=run.personalisation != "none")
-
-
-def _patients_per_class(judged: Sequence[Judged]) -> tuple[int, ...]:
-    (only,) = judged
-    return tuple(
-        int(np.unique(only.patients[only.strata == stratum]).size)
-        for stratum in np.unique(only.strata)
-    )
 
 
 def _gain(fact: dict[str, object]) -> MethodGain:
@@ -187,6 +179,7 @@ def _row(pinned: Pinned, record: BenefitRecord, outbound: OutboundBenefit) -> Be
         larger_is_better=record.larger_is_better,
         margin=record.margin,
         fewest=record.fewest,
+        is_simulation=record.is_simulation,
         personal_runs=tuple(
             m.run_name for m in record.methods if m.run_name and m.kind == "personalised"
         ),

@@ -59,6 +59,7 @@ def export_own_model(
         personal_tensors_are_private=own.is_covered,
         missing_tensors=0,
         fedhealth_version=versions["fedhealth"],
+        is_simulation=own.is_simulation,
     )
     found = [] if records is None else _records_of(own, records)
     card = model_card(own.pinned.study, facts, found, words)

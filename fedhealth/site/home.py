@@ -98,6 +98,16 @@ class SiteHome:
         return self.root / "site.yaml"
 
     @property
+    def simulation(self) -> Path:
+        """What is simulated here; absent from the home of a real hospital."""
+        return self.root / "simulation.json"
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether one machine plays this hospital and all others."""
+        return self.simulation.exists()
+
+    @property
     def node_key(self) -> Path:
         """Flower's node key (EC P-384, OpenSSH), born here."""
         return self.root / "keys" / "node_key"

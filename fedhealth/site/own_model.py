@@ -25,6 +25,7 @@ class OwnModel:
     Attributes:
         weights: bytes of the weights file of all its parameters.
         model_sha256: digest of the shared tensors, as round records name it.
+        is_simulation: one machine played all hospitals.
     """
 
     pinned: Pinned
@@ -33,6 +34,7 @@ class OwnModel:
     learner: "Learner" = field(repr=False)
     weights: bytes = field(repr=False)
     model_sha256: str
+    is_simulation: bool
 
     @property
     def num_personal_tensors(self) -> int:
@@ -112,4 +114,5 @@ def open_own_model(home: SiteHome, study_id: str | None, run_name: str | None) -
         learner=learner,
         weights=weights_bytes(dict(learner.model.named_parameters())),
         model_sha256=vector_digest(vector),
+        is_simulation=home.is_simulation,
     )

@@ -38,11 +38,15 @@ class NewPatients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """How many patients were scored, of how many records, and how many had each modality."""
+    """How many patients were scored, of how many records, and how many had each modality.
+
+    `unclaimed` are files in a modality's folder that are named after none of the patients.
+    """
 
     num_patients: int
     num_records: int
     having: Mapping[str, int]
+    unclaimed: Mapping[str, int]
     calibrated: bool
 
 
@@ -94,6 +98,7 @@ def score_new_patients(
         UsageError: FH-USAGE-088 a file where a folder of masks has to be; see `score_table`.
     """
     from fedhealth.data.batch import PatientDataset
+    from fedhealth.data.reader import unclaimed_volumes
 
     contract = model.contract
     # Beside the result and not in /tmp: these are images of patients.
@@ -118,6 +123,7 @@ def score_new_patients(
         num_patients=dataset.num_patients,
         num_records=len(dataset),
         having={m.name: having[m.name] for m in contract.modalities},
+        unclaimed=unclaimed_volumes(patients.data_dir, contract, cohort.patients),
         calibrated=recalibration is not None,
     )
 

@@ -59,11 +59,12 @@ def recalibrate(own: "OwnModel", *, made_at: str) -> Recalibration:
 
     Raises:
         UsageError: FH-USAGE-087 the task does not predict classes.
-        SiteDataError: FH-DATA-040 too few validation patients of a label; FH-DATA-041 nothing can be fitted to them;
+        SiteDataError: FH-DATA-042 too few validation patients of a label; FH-DATA-041 nothing can be fitted to them;
             or the cohort does not keep the data contract.
         TrainingError: FH-TRAIN-004 the model's output is not finite.
     """
     from fedhealth.data.batch import PatientDataset
+    from fedhealth.data.targets import class_sizes
 
     opened = own.opened()
     if opened.contract.target is not None:
@@ -77,10 +78,11 @@ def recalibrate(own: "OwnModel", *, made_at: str) -> Recalibration:
     patients = split_patients(site.load_cohort())[SplitName.VALIDATION]
     dataset = PatientDataset(patients, own.learner.contract, memory_limit_bytes=0)
     labels = dataset.labels.numpy()
-    rarest = min(int((labels == k).sum()) for k in range(len(opened.contract.label_codes)))
+    owners = np.array([patient.patient_id for patient in patients])
+    rarest = min(class_sizes(labels, owners, own.learner.contract))
     if rarest < MIN_OF_EACH_LABEL:
         raise SiteDataError(
-            "FH-DATA-040",
+            "FH-DATA-042",
             f"the validation side has {rarest} patients of the rarest label; recalibration wants {MIN_OF_EACH_LABEL}.",
             why="Fitted on fewer, the probabilities would be worse than the model's own more often than not.",
             fix="Use the scores as the model gives them: they are marked as not calibrated.",

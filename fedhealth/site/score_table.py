@@ -97,7 +97,8 @@ def mask_files(
                 why="A predicted mask is named after its patient.",
                 fix="Use pseudonyms of at most 64 letters, digits, '.', '_' and '-' in the site package.",
             )
-        name = f"{patient.patient_id}{'' if record == 1 else f'-{record}'}.nii.gz"
+        # No id holds a plus (`PATIENT_ID`): with a dash, record 2 of "a" and patient "a-2" would have one file.
+        name = f"{patient.patient_id}{'' if record == 1 else f'+{record}'}.nii.gz"
         files[name] = volume.mask_on_source(codes[predicted.astype(np.int64)])
         names.append(name)
     return {"mask": names}, files

@@ -9,7 +9,8 @@ other numbers, and the same code is the plain nested bootstrap.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from statistics import NormalDist
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from fedhealth.statistics.judged import Judged, Statistic
 
 NUM_RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
+TAIL: Final = (1 + LEVEL) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +28,10 @@ class Comparison:
 
     Attributes:
         value: the difference.
-        low: lower limit of the percentile interval at `LEVEL`.
+        low: lower limit of the percentile interval at `LEVEL`; where all resamples give one difference, although the
+            models rank patients differently, as far away as patients could be that were not seen (see `_unseen`).
         high: upper limit.
-        standard_error: of the resampled differences.
+        standard_error: of the resampled differences, or such that `high` is 1.96 of it away.
         p_value: two-sided, for no difference: twice the share of resamples on the other side of zero, at least
             2 / (resamples + 1).
         num_seeds: seeds or resplits where the statistic exists for both models.
@@ -88,11 +91,15 @@ def compare(
     )
     replicates = _mean_over_seeds(resampled, rng)
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    error = float(replicates.std(ddof=1))
+    if np.ptp(replicates) == 0 and not _rank_alike(kept, [other[index] for index in defined]):
+        unseen = _unseen(kept)
+        low, high, error = low - unseen, high + unseen, unseen / NormalDist().inv_cdf(TAIL)
     return Comparison(
         value=float(values[defined].mean()),
         low=float(low),
         high=float(high),
-        standard_error=float(replicates.std(ddof=1)),
+        standard_error=error,
         p_value=_p_value(replicates),
         num_seeds=len(defined),
         num_patients=int(np.unique(np.concatenate([j.patients for j in kept])).size),
@@ -146,6 +153,31 @@ def _mean_over_seeds(
     sums = (counts * np.nan_to_num(resampled)).sum(axis=0)
     means: NDArray[np.float64] = sums[totals > 0] / totals[totals > 0]
     return means
+
+
+def _rank_alike(one: Sequence[Judged], other: Sequence[Judged]) -> bool:
+    """Whether both order all records in the same way, in every seed: no metric of ranks tells them apart."""
+    return all(
+        np.array_equal(_order(a.predictions), _order(b.predictions))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _order(predictions: NDArray[Any]) -> NDArray[np.intp]:
+    return np.unique(predictions, return_inverse=True)[1]
+
+
+def _unseen(judged: Sequence[Judged]) -> float:
+    """How large a difference could be that none of the patients of the smallest stratum shows.
+
+    Two models without a mistake have no variance in any resample, with five patients as with five thousand. If a
+    share s of patients made a difference, m of them show none with chance (1 - s)^m: the rule of three, at `TAIL`
+    (Hanley and Lippman-Hand 1983, "If nothing goes wrong, is everything all right?"). For metrics from 0 to 1.
+    """
+    patients, first = np.unique(np.concatenate([j.patients for j in judged]), return_index=True)
+    strata = np.concatenate([j.strata for j in judged])[first]
+    smallest = min(int((strata == stratum).sum()) for stratum in np.unique(strata))
+    return float(1 - (1 - TAIL) ** (1 / smallest)) if patients.size else 1.0
 
 
 def _p_value(replicates: NDArray[np.float64]) -> float:

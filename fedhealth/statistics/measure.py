@@ -22,6 +22,8 @@ class Measure:
         metrics: all metrics of predictions and labels, by name; an undefined one is left out.
         resampled: (R,) the primary metric with records counted `weights` (R, N) times; NaN where undefined.
         record_values: metrics that are means over records, (N,) each, by name.
+        class_sizes: different patients of each class, 0 where a class has none; of labels and the patients (N,)
+            whose they are.
         margin: a loss of the primary metric below it is taken as no loss.
     """
 
@@ -30,4 +32,5 @@ class Measure:
     metrics: Callable[[Array, Array], Mapping[str, float]]
     resampled: Callable[[Array, Array, NDArray[np.float64]], NDArray[np.float64]]
     record_values: Callable[[Array, Array], Mapping[str, NDArray[np.float64]]]
+    class_sizes: Callable[[Array, NDArray[np.int64]], tuple[int, ...]]
     margin: float = MARGIN

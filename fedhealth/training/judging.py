@@ -8,6 +8,7 @@ import numpy as np
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import SiteContext
 from fedhealth.data.split import split_patients
+from fedhealth.data.targets import class_sizes
 from fedhealth.models.build import build_task
 from fedhealth.models.judgement import primary_metric, record_values, resampled_metric
 from fedhealth.statistics.measure import Measure
@@ -23,13 +24,15 @@ def measure_of(study: "Study") -> Measure:
     Raises:
         ConfigError: the task is wrong (see `fedhealth.models.build`).
     """
-    task = build_task(study, study.data.to_contract(seed=study.seed))
+    contract = study.data.to_contract(seed=study.seed)
+    task = build_task(study, contract)
     return Measure(
         primary=primary_metric(task),
         larger_is_better=True,  # of every task's first metric
         metrics=task.metrics,
         resampled=partial(resampled_metric, task),
         record_values=partial(record_values, task),
+        class_sizes=partial(class_sizes, contract=contract),
     )
 
 

@@ -65,6 +65,7 @@ class Setting:
     methods: Sequence[MethodFact]
     seed: int
     curves: Sequence[CurveFact] = ()
+    is_simulation: bool = False
 
 
 def analyse_simulation(
@@ -79,6 +80,7 @@ def analyse_simulation(
     return BenefitRecord(
         **_head(setting, measure),
         origin="simulation",
+        is_simulation=True,
         num_seeds=max(len(judged) for site in sites for judged in site.judged.values()),
         sites=with_verdicts(rows, margin=measure.margin, primary=measure.primary),
     )
@@ -94,6 +96,7 @@ def analyse_site(setting: Setting, measure: Measure, site: SitePredictions) -> B
     return BenefitRecord(
         **_head(setting, measure),
         origin="site",
+        is_simulation=setting.is_simulation,
         num_seeds=max(len(judged) for judged in site.judged.values()),
         sites=with_verdicts([row], margin=measure.margin, primary=measure.primary),
     )
@@ -173,7 +176,7 @@ def _gains(setting: Setting, measure: Measure, site: SitePredictions) -> Iterabl
         one, other = site.judged[method], site.judged[over]
         for metric, statistic, larger_is_better in _statistics(measure, one):
             found = compare(one, other, statistic, seed=setting.seed)
-            if found is None or (metric == measure.primary and not has_enough(one)):
+            if found is None or (metric == measure.primary and not has_enough(measure, one)):
                 continue
             gain = gain_of(found, larger_is_better=larger_is_better)
             yield GainFact(
@@ -197,11 +200,11 @@ def _delong_p(one: Sequence[Judged], other: Sequence[Judged]) -> float | None:
     return None if found is None else found.p_value
 
 
-def has_enough(judged: Sequence[Judged]) -> bool:
-    """Whether each class has so many different patients that resampling them means something."""
+def has_enough(measure: Measure, judged: Sequence[Judged]) -> bool:
+    """Whether each class, also one that nobody has, is of so many patients that resampling them means something."""
+    labels = np.concatenate([j.labels for j in judged])
     patients = np.concatenate([j.patients for j in judged])
-    strata = np.concatenate([j.strata for j in judged])
-    return all(np.unique(patients[strata == k]).size >= FEWEST_PER_CLASS for k in np.unique(strata))
+    return min(measure.class_sizes(labels, patients)) >= FEWEST_PER_CLASS
 
 
 def _statistics(measure: Measure, judged: Sequence[Judged]) -> list[tuple[str, Statistic, bool]]:

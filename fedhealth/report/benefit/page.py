@@ -59,7 +59,7 @@ def render_benefit(record: BenefitRecord, *, title: str, record_file: str) -> st
     return page(
         "benefit.html.j2",
         UNSAID,
-        is_simulation=record.origin == "simulation",
+        is_simulation=record.is_simulation,
         b=record,
         title=title,
         record_file=record_file,

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from fedhealth.evidence.signing import canonical_json
-from fedhealth.report.schema import Closed, Count, Hex64, SlugId
+from fedhealth.report.schema import Closed, Count, Hex64, SlugId, Watermarked
 from fedhealth.statistics.verdicts import Gain, Verdict
 
 BENEFIT_SCHEMA: Literal["fedhealth/benefit/v1"] = "fedhealth/benefit/v1"
@@ -140,7 +140,7 @@ class SiteBenefit(Closed):
         )
 
 
-class BenefitRecord(Closed):
+class BenefitRecord(Watermarked):
     """A comparison of methods over sites.
 
     Attributes:
@@ -149,6 +149,7 @@ class BenefitRecord(Closed):
         primary: the metric that verdicts are about.
         margin: a loss of the primary metric below it is taken as no loss.
         fewest: patients of each class below which no comparison is made.
+        is_simulation: one machine played all hospitals, whatever the origin; written only then.
         curves: learning curves of runs, means over the hospitals; where masks hide each hospital's own.
     """
 
@@ -177,6 +178,8 @@ class BenefitRecord(Closed):
         named |= {key for site in self.sites for g in site.gains for key in (g.method, g.over)}
         if not named <= set(keys):
             raise ValueError("a result is of a method that is not listed")
+        if self.origin == "simulation" and not self.is_simulation:
+            raise ValueError("a simulation says that it is one")
         return self
 
     @property

@@ -20,6 +20,7 @@ def combine_rows(
     rows: Sequence[BenefitRow],
     *,
     is_verified: bool,
+    is_simulation: bool = False,
     pooling_allowed: bool = False,
     curves: Mapping[str, Sequence[CurveFact]] | None = None,
     means: Sequence[CurveFact] = (),
@@ -29,6 +30,7 @@ def combine_rows(
     Args:
         rows: one of each site, at least one.
         is_verified: their signatures were checked against a roster.
+        is_simulation: that roster is a simulation's; rows of one say it themselves, too.
         pooling_allowed: of the study's policy.
         curves: learning curves by site, from the round records.
         means: their means over the sites.
@@ -60,6 +62,7 @@ def combine_rows(
         study_id=first.study_id,
         study_sha256=first.study_sha256,
         origin="released" if is_verified else "released_unverified",
+        is_simulation=is_simulation or first.is_simulation,
         primary=first.primary,
         larger_is_better=first.larger_is_better,
         margin=first.margin,
@@ -81,6 +84,7 @@ def _terms(row: BenefitRow) -> tuple[object, ...]:
         row.larger_is_better,
         row.margin,
         row.fewest,
+        row.is_simulation,
     )
 
 

@@ -179,21 +179,19 @@ def headline(record: BenefitRecord, method: MethodFact) -> str:
     if lost:
         if gained:
             return "Worth it for some, worse for others"
-        return "Not worth it" if lost == everyone else "Worse for some"
-    if gained == everyone and not found.left_out:
+        return "Not worth it" if lost == len(record.sites) else "Worse for some"
+    if gained == len(record.sites):
         return "Worth it"
     rest = "no loss" if found.is_non_inferior_everywhere else "no difference shown"
+    if found.left_out:
+        rest = "not shown"  # of some of them nothing can be said
     return f"Worth it for some, {rest} for the others" if gained else "No difference shown"
 
 
 def pooling_sentence(record: BenefitRecord) -> str | None:
     """Whether to pool instead; None where pooling is neither allowed nor simulated."""
     if not record.has(POOLED):
-        return (
-            "Your policy allows pooling: simply pool the data, unless a simulation shows that federation is better."
-            if record.pooling_allowed
-            else None
-        )
+        return _pooling_unseen(record) if record.pooling_allowed else None
     comparisons = [overall(record, run.key, POOLED) for run in record.runs]
     compared = [found for found in comparisons if found.num_sites]
     gained = _pooling_gain(record)
@@ -201,10 +199,33 @@ def pooling_sentence(record: BenefitRecord) -> str | None:
         return f"Pooling is not allowed here. For orientation only: {gained}"
     if not compared:
         return f"Your policy allows pooling, and there are too few patients to compare it with a run. {gained}"
-    if any(found.superior for found in compared):
-        sites = dict.fromkeys(site for found in compared for site in found.superior)
-        return f"Your policy allows pooling, but a run was better than pooling at {_listed(tuple(sites))}. {gained}"
-    return f"Simply pool the data: your policy allows it, and federation adds nothing to it that was shown. {gained}"
+    better = tuple(dict.fromkeys(site for found in compared for site in found.superior))
+    worse = tuple(dict.fromkeys(site for found in compared for site in found.worse))
+    alone = overall(record, POOLED)
+    if alone.worse:
+        return (
+            "Your policy allows pooling, but one model of all data was worse than training alone at "
+            f"{_listed(alone.worse)}. {gained}"
+        )
+    if better:
+        where = _listed(better) + (f", worse at {_listed(worse)}" if worse else "")
+        return f"Your policy allows pooling, but a run was better than pooling at {where}. {gained}"
+    said = f"Simply pool the data: your policy allows it, and federation adds nothing to it that was shown. {gained}"
+    return (
+        said
+        if alone.superior
+        else f"{said} Pooling was not shown to be better than training alone either."
+    )
+
+
+def _pooling_unseen(record: BenefitRecord) -> str:
+    """Policy allows pooling, and nobody has compared it."""
+    if any(overall(record, run.key).superior for run in record.runs):
+        return (
+            "Your policy allows pooling, which was not compared here: a simulation shows whether federation is "
+            "needed for this gain."
+        )
+    return "Your policy allows pooling: simply pool the data, unless a simulation shows that federation is better."
 
 
 def left_out_sentence(record: BenefitRecord, method: MethodFact) -> str | None:
@@ -244,9 +265,9 @@ def _claim(record: BenefitRecord, found: Overall) -> str:
     if found.superior and found.num_sites > 1:
         said += f" ({', '.join(found.superior)})"
     if found.is_non_inferior_everywhere:
-        said += (
-            f", non-inferior at all (margin {amount(record.margin, record.primary, signed=False)})"
-        )
+        which = "all of these" if found.left_out else "all"
+        margin = amount(record.margin, record.primary, signed=False)
+        said += f", non-inferior at {which} (margin {margin})"
     return said
 
 

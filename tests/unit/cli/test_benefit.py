@@ -41,6 +41,7 @@ def row(folder: Path, site_id: str, low: float, high: float) -> str:
         larger_is_better=True,
         margin=0.02,
         fewest=5,
+        is_simulation=False,
         personal_runs=("plain",),
         results=(ReleasedMetrics(method="local", metrics={"auc": 0.7}),),
         gains=(gain,),

@@ -391,11 +391,14 @@ def _oracle(trained: Trained) -> tuple[float, float]:
     return float(fitted.intercept_[0]), float(fitted.coef_[0, 0])
 
 
-def test_recalibration_on_too_few_patients_is_refused(tmp_path: Path) -> None:
+def test_recalibration_on_too_few_patients_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = {"train": 0.85, "validation": 0.05, "test": 0.1}
     said = content(runs=[{"name": "plain", "num_rounds": 1}])
     small = Trained(tmp_path, said | {"data": said["data"] | {"split": split}})
     assert run("model", "recalibrate", "--home", small.site.root) == ExitCode.SITE_DATA
+    assert "FH-DATA-042" in capsys.readouterr().err
     assert not (small.pinned.folder.results / "plain.recalibration.json").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from fedhealth.contracts.cohort import UNKNOWN_LABEL
 from fedhealth.contracts.data import DataContract
 from fedhealth.data.batch import PatientDataset
-from fedhealth.data.reader import read_folder_cohort
+from fedhealth.data.reader import read_folder_cohort, unclaimed_volumes
 from fedhealth.errors import SiteDataError
 
 ROWS = "patient_id,age,visits,stage\na,40,2,1\nb,61,,3\n"
@@ -39,3 +39,16 @@ def test_a_cohort_to_train_on_needs_its_labels(folder: Path, contract: DataContr
     new = read_folder_cohort(folder, replace(contract, has_labels=False), folder / "cache")
     with pytest.raises(SiteDataError, match="FH-DATA-031"):
         PatientDataset(new.patients, contract)
+
+
+def test_images_that_are_named_after_nobody_are_counted(
+    folder: Path, contract: DataContract
+) -> None:
+    (folder / "cohort.csv").write_text(ROWS, encoding="utf-8")
+    new = replace(contract, has_labels=False)
+    cohort = read_folder_cohort(folder, new, folder / "cache")
+    assert unclaimed_volumes(folder, new, cohort.patients) == {}
+    (folder / "mri").mkdir()
+    for name in ("a.nii.gz", "b.nii", ".hidden", "B.nii.gz", "b_t1.nii", "b.NII.GZ"):
+        (folder / "mri" / name).touch()
+    assert unclaimed_volumes(folder, new, cohort.patients) == {"mri": 3}

@@ -27,6 +27,7 @@ from fedhealth.contracts.data import (
 from fedhealth.data.batch import PatientDataset
 from fedhealth.data.check import check_cohort
 from fedhealth.data.reader import read_folder_cohort
+from fedhealth.data.targets import class_sizes
 from fedhealth.errors import SiteDataError
 from fedhealth.testing.example_data import write_example_folder
 
@@ -215,3 +216,26 @@ def test_a_label_that_says_too_little_or_too_much_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=said):
         config_of(**label)
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "sizes"),
+    [
+        (LABELS, [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 0, 1]], (1, 2, 3, 0, 1, 2)),
+        (SURVIVAL, [[10, 1], [20, 0], [30, 1], [40, 1]], (2, 1)),
+        (SURVIVAL, [[10, 1], [20, 1], [30, 1], [40, 1]], (3,)),
+        (SURVIVAL, [[10, 0], [20, 0], [30, 0], [40, 0]], (0, 3)),
+        (MASK, [0, 0, 0, 0], (3,)),
+    ],
+)
+def test_a_class_is_as_large_as_its_different_patients(
+    target: Target, labels: list[object], sizes: tuple[int, ...]
+) -> None:
+    """The last two records are of one patient."""
+    owners = np.array([0, 1, 2, 2])
+    assert class_sizes(np.array(labels), owners, contract_of(target)) == sizes
+
+
+def test_a_code_that_nobody_has_is_a_class_of_nobody() -> None:
+    three = replace(contract_of(LABELS), target=None, label_column="grade", label_codes=(1, 2, 3))
+    assert class_sizes(np.array([0, 1, 1]), np.array([0, 1, 2]), three) == (1, 2, 0)

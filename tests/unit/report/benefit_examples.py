@@ -39,6 +39,7 @@ MEASURE = Measure(
     metrics=binary_metrics,
     resampled=metrics.resampled_auc,
     record_values=lambda p, y: {"log_loss": metrics.log_losses(p, y)},
+    class_sizes=lambda y, who: tuple(np.unique(who[y == code]).size for code in (0, 1)),
 )
 
 

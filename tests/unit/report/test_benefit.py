@@ -1,6 +1,7 @@
 """The record, words and page of a comparison: verdicts by rule, and no sentence that says more than its interval."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,7 @@ def record(
         study_id="tiny",
         study_sha256="0" * 64,
         origin="simulation",
+        is_simulation=True,
         primary="auc",
         larger_is_better=True,
         margin=0.02,
@@ -220,6 +222,70 @@ def test_one_class_gives_no_auc_and_no_claim() -> None:
     assert made.gains("run:shared", "local") == {"one": None}
     assert "too few patients" in wording.site_sentence(made, "one", RUN)
     assert "auc" not in made.sites[0].results[0].metrics
+
+
+def test_a_class_that_no_held_out_patient_has_is_too_few_patients() -> None:
+    """Two of three classes give a macro AUC, but of another question than at the hospitals that have all three."""
+    measure = replace(MEASURE, class_sizes=lambda *_: (60, 60, 0))
+    made = analyse_site(
+        setting(METHODS[:2]), measure, site("one", {"local": 3.0, "run:shared": 0.5})
+    )
+    assert made.gains("run:shared", "local") == {"one": None}
+
+
+def test_sites_with_too_few_patients_are_no_sites_without_a_loss() -> None:
+    made = record({"aa": (gain(0.01, 0.05),), "bb": ()})
+    assert wording.headline(made, RUN) == "Worth it for some, not shown for the others"
+    said = wording.overall_sentence(made, RUN)
+    assert "superior at 1 of 1 sites, non-inferior at all of these (margin 2.0 points)" in said
+    assert "Too few patients to say at bb." in said
+    lost = record({"aa": (gain(-0.05, -0.01),), "bb": ()})
+    assert wording.headline(lost, RUN) == "Worse for some"
+
+
+def test_a_pooled_model_that_is_worse_is_never_advised() -> None:
+    gains = (
+        gain(-0.02, 0.01, 0.5),
+        gain(-0.09, -0.04, method="pooled"),
+        gain(0.00, 0.06, 0.06, over="pooled"),
+    )
+    said = wording.pooling_sentence(record({"aa": gains}, pooling_allowed=True))
+    assert said is not None
+    assert "imply pool" not in said
+    assert "worse than training alone at aa" in said
+
+
+def test_pooling_that_gains_nothing_either_says_so() -> None:
+    gains = (
+        gain(-0.02, 0.01, 0.5),
+        gain(-0.01, 0.02, 0.6, method="pooled"),
+        gain(-0.02, 0.01, 0.5, over="pooled"),
+    )
+    said = wording.pooling_sentence(record({"aa": gains}, pooling_allowed=True))
+    assert said is not None
+    assert said.startswith("Simply pool the data")
+    assert "Pooling was not shown to be better than training alone either." in said
+
+
+def test_a_site_where_federation_is_worth_it_is_not_told_to_pool_what_nobody_compared() -> None:
+    made = record({"aa": (gain(0.01, 0.05),)}, pooling_allowed=True, methods=(LOCAL, RUN))
+    said = wording.pooling_sentence(made)
+    assert said is not None
+    assert "imply pool" not in said
+    assert "simulation" in said
+
+
+def test_a_run_that_beats_pooling_at_one_site_and_loses_at_another_is_told_so() -> None:
+    made = record(
+        {
+            "aa": (gain(0.01, 0.05), gain(0.01, 0.03, over="pooled")),
+            "bb": (gain(0.01, 0.05), gain(-0.04, -0.02, over="pooled")),
+        },
+        pooling_allowed=True,
+    )
+    said = wording.pooling_sentence(made)
+    assert said is not None
+    assert "better than pooling at aa, worse at bb" in said
 
 
 def test_the_record_reads_back_and_refuses_what_it_does_not_know() -> None:

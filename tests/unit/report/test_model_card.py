@@ -61,6 +61,16 @@ def test_the_metrics_are_those_of_the_round_that_judged_this_model() -> None:
     assert "No round released metrics of this model." in card_markdown(other)
 
 
+def test_noised_metrics_are_called_noised() -> None:
+    private, open_metrics = card_of(example_run()), card_of(run_without_privacy())
+    assert private.metrics is not None
+    assert private.metrics.are_noised
+    assert "Noise was added to these numbers" in card_markdown(private)
+    assert open_metrics.metrics is not None
+    assert not open_metrics.metrics.are_noised
+    assert "Noise was added" not in card_markdown(open_metrics)
+
+
 def test_metrics_of_another_model_are_not_on_the_card() -> None:
     records = example_run()
     study = study_of(records)

@@ -1,6 +1,7 @@
 """A whole comparison on one machine: three small hospitals, two runs, pooled data, and each hospital left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from fedhealth.config.study import Study
 from fedhealth.config.template import template_path
 from fedhealth.errors import ExitCode, UsageError
 from fedhealth.report.benefit.record import BenefitRecord
+from fedhealth.report.model_bundle import CARD_PAGE
+from fedhealth.server.benefit_rows import combine_files
+from fedhealth.server.home import ServerHome
 from fedhealth.simulation.benefit import (
     SiteScores,
     benefit_of_simulation,
@@ -21,6 +25,8 @@ from fedhealth.simulation.benefit import (
     plain_run,
     without_one,
 )
+from fedhealth.site.benefit import benefit_of_site, release_row
+from fedhealth.site.home import SiteHome
 from fedhealth.training.held_out import HeldOutScores
 
 SITES = ("hospital-1", "hospital-2", "hospital-3")
@@ -88,6 +94,34 @@ def test_every_method_is_judged_on_the_same_patients(
     assert "AUC over rounds" in page
     # Pooling is allowed for generated patients: the page says what that means.
     assert "Your policy allows pooling" in captured.err or "Simply pool the data" in captured.err
+
+
+def test_what_a_simulated_hospital_makes_says_that_it_is_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own page, the row that it releases, the consortium's page, and a model that it exports without records."""
+    said = content(runs=[{"name": "shared-head", "num_rounds": 1}])
+    said["release"] |= {"benefit": True}
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(said, sort_keys=False))
+    folder, row = tmp_path / "trial", tmp_path / "row.json"
+    command = ["simulate", str(study), *write_hospitals(tmp_path), "--out", str(folder), "--keep"]
+    assert cli.run(command) == ExitCode.OK
+    home = SiteHome(folder / "sites" / SITES[0])
+    result = benefit_of_site(home, None)
+    assert (result.record.origin, result.record.is_simulation) == ("site", True)
+    page = result.page_path.read_text("utf-8")
+    assert "<title>[simulation]" in page
+    enough = replace(result, patients_per_class=(50, 50))
+    assert release_row(home, None, enough, row).is_simulation
+    combined, _ = combine_files([row], ServerHome(folder / "server"))
+    assert (combined.origin, combined.is_simulation) == ("released", True)
+    out = str(tmp_path / "rows")
+    assert cli.run(["benefit", "--rows", str(row), "--out", out]) == ExitCode.OK
+    assert "nothing here is evidence about a real hospital" in capsys.readouterr().err
+    export = ["model", "export", "--home", str(home.root), "--out", str(tmp_path / "bundle")]
+    assert cli.run(export) == ExitCode.OK
+    assert "A simulation: one machine" in (tmp_path / "bundle" / CARD_PAGE).read_text("utf-8")
 
 
 def test_a_patient_who_is_tested_with_two_seeds_is_one_patient() -> None:

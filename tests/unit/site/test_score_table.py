@@ -143,6 +143,35 @@ def test_masks_lie_on_the_patients_own_images(tmp_path: Path, new_patients: Path
         score_new_patients(model, patients, out, recalibration=None)
 
 
+def test_no_two_records_have_one_mask_file(tmp_path: Path, new_patients: Path) -> None:
+    """Record 2 of patient `c` is not patient `c-2`."""
+    from fedhealth.site.score_table import mask_files
+
+    model = opened("segmentation")
+    (new_patients / "cohort.csv").write_text("patient_id\na\nc\n", encoding="utf-8")
+    cohort = read_folder_cohort(new_patients, model.contract, tmp_path / "cache")
+    first, second = cohort.patients[1], cohort.patients[1]
+    other = replace(cohort.patients[0], patient_id="c-2")
+    columns, files = mask_files(
+        model.contract, [first, second, other], np.zeros((3, SIDE, SIDE, SIDE))
+    )
+    assert columns == {"mask": ["c.nii.gz", "c+2.nii.gz", "c-2.nii.gz"]}
+    assert len(files) == 3
+
+
+def test_an_image_that_no_patient_claims_is_told(tmp_path: Path, new_patients: Path) -> None:
+    (new_patients / "t1" / "c.nii.gz").rename(new_patients / "t1" / "C.nii.gz")
+    (new_patients / "cohort.csv").write_text("patient_id,lab\na,0.5\nc,1\n", encoding="utf-8")
+    done = score_new_patients(
+        opened("binary_classification"),
+        NewPatients(data_dir=new_patients),
+        tmp_path / "scores.csv",
+        recalibration=None,
+    )
+    assert done.unclaimed == {"t1": 1}
+    assert done.having == {"ehr": 2, "t1": 1}
+
+
 def test_predictions_of_another_shape_are_refused() -> None:
     model = opened("multiclass_classification")
     with pytest.raises(UsageError, match="FH-USAGE-090"):

@@ -160,3 +160,46 @@ def test_permuted_labels_leave_nothing_to_find() -> None:
         strata=labels,
     )
     assert WEIGHTED_AUC(scores, np.ones((1, count)))[0] == pytest.approx(0.5, abs=0.03)
+
+
+def without_a_mistake(count: int, *, seed: int) -> Judged:
+    """`count` patients of each class, all cases above all controls, in an order of this model's own."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], count)
+    predictions = (labels + rng.random(2 * count)) / 2
+    return Judged(
+        predictions=predictions, labels=labels, patients=np.arange(2 * count), strata=labels
+    )
+
+
+def test_two_models_without_a_mistake_on_few_patients_are_not_shown_to_be_alike() -> None:
+    """The bootstrap sees no variance there: what eight patients of a class did not show is what 37 % of all could."""
+    one, other = (without_a_mistake(8, seed=seed) for seed in (1, 2))
+    found = compare([one], [other], WEIGHTED_AUC, seed=1)
+    assert found is not None
+    assert found.value == 0
+    rule_of_three = 1 - 0.025 ** (1 / 8)
+    assert (found.low, found.high) == pytest.approx((-rule_of_three, rule_of_three))
+    assert found.high == pytest.approx(1.959964 * found.standard_error, abs=1e-6)
+    many = compare(
+        [without_a_mistake(2000, seed=1)],
+        [without_a_mistake(2000, seed=2)],
+        WEIGHTED_AUC,
+        seed=1,
+        num_resamples=20,
+    )
+    assert many is not None
+    assert many.high < 0.002
+
+
+def test_models_that_rank_everybody_alike_are_the_same_to_the_auc() -> None:
+    one = without_a_mistake(8, seed=1)
+    bolder = Judged(
+        predictions=one.predictions**3,
+        labels=one.labels,
+        patients=one.patients,
+        strata=one.strata,
+    )
+    found = compare([bolder], [one], WEIGHTED_AUC, seed=1)
+    assert found is not None
+    assert (found.low, found.high, found.standard_error) == (0, 0, 0)
