@@ -62,6 +62,14 @@ def masking_findings(study: Study) -> Iterator[Finding]:
                 "uniform where it must not be known."
             )
             yield Finding(level="note", code="FH-SECAGG-028", text=text)
+    has_noise = study.privacy is not None or masks.distributed_privacy is not None
+    if len(study.modalities) > 1 and not (study.averages_by_modality or has_noise):
+        text = (
+            f"sites without a modality add nothing to its encoder: a round takes place only where each modality was "
+            f"declared by none of its sites or by {least}. Write federation.average_encoders_over: "
+            "sites_with_modality where fewer have one."
+        )
+        yield Finding(level="note", code="FH-SECAGG-029", text=text)
     yield from _noise(study)
 
 

@@ -1,4 +1,4 @@
-"""Which tensors a study averages by modality. Called by both sides, so that they divide the same model in one way."""
+"""Which tensors belong to a modality. Called by both sides, so that they divide the same model in one way."""
 
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.blocks import ModalityBlock, blocks_of
@@ -39,6 +39,36 @@ def modality_blocks(
             f"in run {run.name!r} no tensor that travels belongs to a modality"
         )
     return blocks
+
+
+def summed_modalities(
+    method: TrainingMethod, study: Study, run: RunPlan, spec: TensorSpec
+) -> tuple[str, ...]:
+    """Modalities of which some tensor is in a masked sum over all sites, without noise of all sites on it.
+
+    A site that lacks the modality gives such a tensor back as it came, so that its part of the sum is about the others
+    only. Where a method or model does not say what belongs to a modality, each of the study's may have a tensor.
+
+    Raises:
+        ConfigError: the model cannot be built.
+    """
+    masks = study.secure_aggregation
+    if masks is None or masks.distributed_privacy is not None:
+        return ()
+    if study.privacy is not None or study.averages_by_modality:
+        return ()
+    if not isinstance(method, KnowsModalities):
+        return study.modalities
+    try:
+        blocks = blocks_of(spec, method.modality_prefixes(study, run))
+    except ConfigError as error:
+        if error.code != "FH-MODEL-011":
+            raise
+        return study.modalities
+    except ValueError:
+        return study.modalities
+    named = {block.modality for block in blocks}
+    return tuple(name for name in study.modalities if name in named)
 
 
 def _blocks_do_not_fit(reason: str) -> ConfigError:

@@ -3,7 +3,7 @@
 Called by both sides, so that they build the same tensors from the same study.
 """
 
-from fedhealth.config.blocks import modality_blocks
+from fedhealth.config.blocks import modality_blocks, summed_modalities
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.local_training import TrainingMethod
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
@@ -54,6 +54,7 @@ def check_variants(method: TrainingMethod, study: Study, run: RunPlan, spec: Ten
     if study.site_models is None:
         return
     blocks = modality_blocks(method, study, run, spec)
+    summed = summed_modalities(method, study, run, spec)
     for name in study.site_models.variants:
         own = own_study(study, name)
         found = TensorSpec.of(method.initial_tensors(own, run))
@@ -64,12 +65,13 @@ def check_variants(method: TrainingMethod, study: Study, run: RunPlan, spec: Ten
                 why="A shared block is averaged number by number over all sites.",
                 fix="Give the variants the same sizes in site_models.shared_blocks, or share less.",
             )
-        if modality_blocks(method, own, run, found) != blocks:
+        divided = modality_blocks(method, own, run, found)
+        if (divided, summed_modalities(method, own, run, found)) != (blocks, summed):
             raise ConfigError(
                 "FH-MODEL-041",
                 f"variant {name!r} divides the shared tensors by modality in another way.",
-                why="federation.average_encoders_over: sites_with_modality averages each over its own sites.",
-                fix="Give the models the same `modality_prefixes`, or average over all_sites.",
+                why="Sites would not agree on whose updates are in the mean, or in the masked sum, of a tensor.",
+                fix="Give the models the same `modality_prefixes` for what they share.",
             )
 
 

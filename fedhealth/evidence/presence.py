@@ -1,7 +1,7 @@
 """What a manifest says about modalities: who declared one, and whose part of the model a round trains.
 
 Both sides read the same signed manifest, so both find the same. A study that averages encoders over all sites names
-no block, and nothing here applies.
+no block; with masks it names the modalities whose tensors would be in the sum of few sites.
 """
 
 from collections.abc import Collection
@@ -37,13 +37,17 @@ def owners_of(manifest: Manifest, modality: str) -> tuple[str, ...]:
 
 
 def exposed_blocks(manifest: Manifest, counted: Collection[str], floor: int) -> tuple[str, ...]:
-    """Modalities whose sum over these sites would be about too few: some owner is among them, fewer than the floor."""
-    found = []
-    for block in active_blocks(manifest):
-        num = len(set(owners_of(manifest, block.modality)) & set(counted))
-        if 0 < num < floor:
-            found.append(block.modality)
-    return tuple(found)
+    """Modalities whose sum over these sites would be about too few: some owner is among them, fewer than the floor.
+
+    Averaged over all sites or not: a site that lacks a modality adds an exact zero to the tensors of the modality.
+    """
+    owners = {
+        block.modality: owners_of(manifest, block.modality) for block in active_blocks(manifest)
+    }
+    owners |= {name: declaring(manifest, name) for name in manifest.summed_modalities}
+    return tuple(
+        modality for modality, own in owners.items() if 0 < len(set(own) & set(counted)) < floor
+    )
 
 
 def frozen_tensors(manifest: Manifest, site_id: str) -> frozenset[str]:

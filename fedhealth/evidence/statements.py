@@ -165,7 +165,7 @@ class CohortMember(Statement):
     Attributes:
         ledger: the last place of its ledger that the server has seen.
         mask_key: its key of secure aggregation for this run, signed by itself; None without masks.
-        modalities: what it declared when it joined; None where the round averages every tensor over all sites.
+        modalities: what it declared when it joined; None where nothing in the round depends on it.
     """
 
     site_id: SiteId
@@ -254,6 +254,8 @@ class Manifest(Statement):
     """What the server asks of every site of one round. The same bytes go to all.
 
     `blocks` are there in a training round that averages encoders over the sites that declared their modality.
+    `summed_modalities` are there in a masked one that averages them over all sites, without noise: modalities with
+    tensors of their own, which a site that lacks the modality gives back as they came.
     """
 
     study_id: SiteId
@@ -267,6 +269,7 @@ class Manifest(Statement):
     tensors: tuple[ManifestTensor, ...] = Field(min_length=1, max_length=20_000)
     cohort: tuple[CohortMember, ...] = Field(min_length=1, max_length=1000)
     blocks: tuple[ManifestBlock, ...] = Field(default=(), max_length=1000)
+    summed_modalities: tuple[ModalityName, ...] = Field(default=(), max_length=1000)
     min_cohort: int = Field(ge=2, le=1000)
     strategy_config: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float | int | bool]
     privacy: RoundPrivacy | None = None
@@ -296,8 +299,13 @@ class Manifest(Statement):
             raise ValueError("a tensor is in two blocks, or is none of the model's")
         if len({block.modality for block in self.blocks}) != len(self.blocks):
             raise ValueError("a modality has two blocks")
-        if any((m.modalities is None) == bool(self.blocks) for m in self.cohort):
-            raise ValueError("modalities of sites go with blocks, and only there")
+        if self.blocks and self.summed_modalities:
+            raise ValueError("a round averages by modality, or it does not")
+        if len(set(self.summed_modalities)) != len(self.summed_modalities):
+            raise ValueError("a modality is summed twice")
+        says_who = bool(self.blocks or self.summed_modalities)
+        if any((m.modalities is None) == says_who for m in self.cohort):
+            raise ValueError("modalities of sites go with blocks or sums of them, and only there")
         return self
 
     @property

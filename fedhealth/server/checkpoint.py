@@ -86,6 +86,7 @@ def write_initial(
     folder: RunFolder,
     tensors: Mapping[str, NDArray[np.float32]],
     blocks: Sequence[ModalityBlock] = (),
+    summed_modalities: Sequence[str] = (),
 ) -> None:
     """Write the model of round 1 with the order of its tensors (safetensors sorts them by name).
 
@@ -93,11 +94,13 @@ def write_initial(
         folder: of the run.
         tensors: by name.
         blocks: which of them are averaged over the sites with a modality.
+        summed_modalities: modalities whose tensors are in a masked sum over all sites.
     """
     write_atomically(folder.initial_model, save(dict(tensors)))
     meta = {
         "tensors": list(tensors),
         "blocks": [{"modality": b.modality, "tensors": list(b.tensors)} for b in blocks],
+        "summed_modalities": list(summed_modalities),
     }
     write_json(folder.initial_model.with_suffix(".json"), meta)
 
@@ -113,6 +116,16 @@ def read_blocks(folder: RunFolder) -> tuple[ModalityBlock, ...]:
         ModalityBlock(modality=str(block["modality"]), tensors=tuple(block["tensors"]))
         for block in meta.get("blocks", [])
     )
+
+
+def read_summed_modalities(folder: RunFolder) -> tuple[str, ...]:
+    """Modalities whose tensors are in a masked sum over all sites, as `write_initial` wrote them.
+
+    Raises:
+        EvidenceError: the file is damaged.
+    """
+    meta = read_json(folder.initial_model.with_suffix(".json"))
+    return tuple(str(name) for name in meta.get("summed_modalities", []))
 
 
 def _read(place: Path) -> Checkpoint | None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from fedhealth.config.blocks import modality_blocks
+from fedhealth.config.blocks import modality_blocks, summed_modalities
 from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
@@ -128,9 +128,13 @@ def init_server(
 def _write_initial_model(home: ServerHome, study: Study, run: str, method: TrainingMethod) -> int:
     plan = study.run(run)
     tensors = method.initial_tensors(study, plan)
-    check_variants(method, study, plan, TensorSpec.of(tensors))
+    spec = TensorSpec.of(tensors)
+    check_variants(method, study, plan, spec)
     write_initial(
-        home.run(run), tensors, modality_blocks(method, study, plan, TensorSpec.of(tensors))
+        home.run(run),
+        tensors,
+        modality_blocks(method, study, plan, spec),
+        summed_modalities(method, study, plan, spec),
     )
     return sum(tensor.size for tensor in tensors.values())
 

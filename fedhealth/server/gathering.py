@@ -104,6 +104,28 @@ def no_mask_keys(present: int, wanted: int) -> QuorumError:
     )
 
 
+def too_few_owners(
+    present: Sequence[RosterLine], modalities: Sequence[str], floor: int
+) -> tuple[str, int] | None:
+    """A modality that some of these sites declared, but fewer than the floor, with how many; None if there is none."""
+    for modality in modalities:
+        num = sum(modality in line.entry.modalities for line in present)
+        if 0 < num < floor:
+            return modality, num
+    return None
+
+
+def few_have_it(modality: str, num: int, floor: int) -> QuorumError:
+    """A masked sum over all sites would show an encoder of too few."""
+    return QuorumError(
+        "FH-QUORUM-007",
+        f"{num} of the sites declared modality {modality}, a sum has to be about {floor}.",
+        why="Sites without it add nothing to its encoder, so the sum would show the encoder of those few.",
+        fix="Wait until more of them are there, or publish a study with `federation.average_encoders_over: "
+        "sites_with_modality`, which leaves such an encoder as it is.",
+    )
+
+
 def opened_before() -> QuorumError:
     """A round's sum was to be opened for some sites, and one of them is gone."""
     return QuorumError(

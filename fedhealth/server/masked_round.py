@@ -28,7 +28,12 @@ from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_keys import public_bytes
 from fedhealth.secagg.mask_stream import Words
 from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
-from fedhealth.secagg.round_settings import distributed_plan, rotation_seed, round_layout
+from fedhealth.secagg.round_settings import (
+    distributed_plan,
+    least_survivors,
+    rotation_seed,
+    round_layout,
+)
 from fedhealth.secagg.server_side import MaskedSum
 from fedhealth.secagg.statements import KeyRequest, MaskKey
 from fedhealth.server.block_means import block_means
@@ -149,6 +154,12 @@ class Masking:
 
     def _opened(self) -> list[dict[str, Any]]:
         return list(read_json(self.folder.opened_sums).get("sums", []))
+
+    @property
+    def floor(self) -> int:
+        """Fewest sites that a sum may be about."""
+        masks = self.study.secure_aggregation
+        return 0 if masks is None else least_survivors(self.study, masks)
 
     def key_of(self, site_id: str) -> Envelope:
         """A site's signed key. Raises KeyError when it is not known."""

@@ -29,14 +29,21 @@ from fedhealth.report.record import VoidReason
 from fedhealth.secagg.patient_account import sum_terms
 from fedhealth.secagg.round_settings import round_masking, weighs_by_size
 from fedhealth.server.block_means import block_means, keep_unowned, over_owners
-from fedhealth.server.checkpoint import Checkpoint, read_blocks, write_checkpoint
+from fedhealth.server.checkpoint import (
+    Checkpoint,
+    read_blocks,
+    read_summed_modalities,
+    write_checkpoint,
+)
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
 from fedhealth.server.gathering import (
     COHORT_POLL_S,
     Gathering,
+    few_have_it,
     no_mask_keys,
     opened_before,
+    too_few_owners,
 )
 from fedhealth.server.home import RunFolder
 from fedhealth.server.ledger_places import LedgerPlaces
@@ -77,9 +84,11 @@ class RoundLoop:
     _gathering: Gathering = field(init=False)
     _masking: Masking | None = field(init=False, default=None)
     _blocks: tuple[ModalityBlock, ...] = field(init=False)
+    _summed: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self._blocks = read_blocks(self.folder)
+        self._summed = read_summed_modalities(self.folder)
         if self.study.secure_aggregation is not None:
             self._masking = Masking(
                 study=self.study,
@@ -177,20 +186,28 @@ class RoundLoop:
 
         Raises:
             QuorumError: see `Gathering.gather`; FH-QUORUM-004 too few sites gave a key, FH-QUORUM-005 a site is
-                missing for which this round's sum was to be opened before.
+                missing for which this round's sum was to be opened before, FH-QUORUM-007 fewer sites than a sum has
+                to be about have a modality.
         """
         masking, rules = self._masking, self.study.federation
         if masking is None:
             return self._gathering.gather(kind)
         round_key: list[str | int] = [self.run.name, kind, now.round_number + 1]
+        summed = self._summed if kind == "train" else ()
         model, begin, tries = vector_digest(now.vector), time.monotonic(), 0
         while True:
             known = masking.with_keys(self._gathering.gather(kind))
             if len(known) >= rules.min_cohort:
                 chosen = masking.only_opened(known, round_key=round_key, model_sha256=model)
+                is_over = time.monotonic() - begin >= rules.cohort_wait_s
                 if chosen is not None and len(chosen) >= rules.min_cohort:
-                    return chosen
-                if time.monotonic() - begin >= rules.cohort_wait_s:
+                    few = too_few_owners(chosen, summed, masking.floor)
+                    if few is None:
+                        return chosen
+                    admitted = self.transport.roster()
+                    if is_over or too_few_owners(admitted, few[:1], masking.floor):
+                        raise few_have_it(*few, masking.floor)
+                elif is_over:
                     raise opened_before()
             else:
                 tries += 1
@@ -206,9 +223,11 @@ class RoundLoop:
         kind: Literal["train", "evaluate"],
     ) -> Manifest:
         site_ids = [line.entry.site_id for line in cohort]
-        blocks = self._blocks if kind == "train" else ()
+        is_training = kind == "train"
+        blocks = self._blocks if is_training else ()
+        summed = self._summed if is_training else ()
         number = now.round_number + 1
-        wishes = self.aggregator.configure(number, now.vector, site_ids) if kind == "train" else {}
+        wishes = self.aggregator.configure(number, now.vector, site_ids) if is_training else {}
         masking = self._masking
         return Manifest(
             study_id=self.study.id,
@@ -226,13 +245,14 @@ class RoundLoop:
                     key_id=line.entry.key_id,
                     ledger=self.ledger_places.of(line.entry.site_id),
                     mask_key=None if masking is None else masking.key_of(line.entry.site_id),
-                    modalities=line.entry.modalities if blocks else None,
+                    modalities=line.entry.modalities if blocks or summed else None,
                 )
                 for line in cohort
             ),
             blocks=tuple(
                 ManifestBlock(modality=block.modality, tensors=block.tensors) for block in blocks
             ),
+            summed_modalities=summed,
             min_cohort=self.study.federation.min_cohort,
             strategy_config=wishes,
             privacy=RoundPrivacy.of(self.study),

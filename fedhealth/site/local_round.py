@@ -104,7 +104,12 @@ def local_round(
     session, spec = sessions.open(manifest.run_name)
     vector = accept_model(manifest, request.payload, spec)
     is_training = manifest.kind == "train"
-    check_presence(manifest, pinned, sessions.blocks(manifest.run_name) if is_training else ())
+    check_presence(
+        manifest,
+        pinned,
+        sessions.blocks(manifest.run_name) if is_training else (),
+        summed=sessions.summed_modalities(manifest.run_name) if is_training else (),
+    )
     mask = masking.prepare(manifest, envelope_of(request.header))
     charge = account.reserve(manifest, digest, has_own_split=sessions.has_own_split)
     sessions.keep_global_model(manifest, vector)

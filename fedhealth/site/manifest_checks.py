@@ -129,17 +129,29 @@ def _check_privacy(manifest: Manifest, pinned: Pinned) -> None:
         )
 
 
-def check_presence(manifest: Manifest, pinned: Pinned, expected: Sequence[ModalityBlock]) -> None:
+def check_presence(
+    manifest: Manifest,
+    pinned: Pinned,
+    expected: Sequence[ModalityBlock],
+    *,
+    summed: tuple[str, ...] = (),
+) -> None:
     """The blocks are those of the study's model, and this site has the modalities that it declared.
 
     Args:
         manifest: a verified manifest.
         pinned: what this site believes; its admission holds what it declared.
         expected: the blocks that this site derives from its own copy of the study; none in an evaluation.
+        summed: modalities whose tensors are in a masked sum over all sites, derived likewise.
 
     Raises:
         ManifestRefusedError: other blocks, or other modalities than this site's.
     """
+    if manifest.summed_modalities != summed:
+        raise ManifestRefusedError(
+            DropCode.PRESENCE_MISMATCH,
+            "it names other modalities than those whose tensors are in the study's masked sums",
+        )
     blocks = [(block.modality, block.tensors) for block in manifest.blocks]
     if blocks != [(block.modality, block.tensors) for block in expected]:
         raise ManifestRefusedError(
@@ -148,7 +160,7 @@ def check_presence(manifest: Manifest, pinned: Pinned, expected: Sequence[Modali
         )
     own = pinned.admission.site
     said = next(m.modalities for m in manifest.cohort if m.site_id == own.site_id)
-    if expected and said != own.modalities:
+    if (expected or summed) and said != own.modalities:
         raise ManifestRefusedError(
             DropCode.PRESENCE_MISMATCH, "it gives this site other modalities than it declared"
         )

@@ -200,9 +200,13 @@ class SiteMasking:
         )
 
     def _declared(self, manifest: Manifest) -> tuple[str, ...] | None:
-        """What a manifest has to say about this site; nothing where every tensor is averaged over all sites."""
+        """What a manifest has to say about this site; nothing where nothing in the round depends on it.
+
+        That the manifest names what it has to was checked before anything was masked for it.
+        """
         is_by_modality = self._pinned.study.averages_by_modality and manifest.kind == "train"
-        return self._pinned.admission.site.modalities if is_by_modality else None
+        says_who = is_by_modality or bool(manifest.summed_modalities)
+        return self._pinned.admission.site.modalities if says_who else None
 
     def _open(self, kind: type[S], envelope: Envelope) -> S:
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from fedhealth import plugins
-from fedhealth.config.blocks import modality_blocks
+from fedhealth.config.blocks import modality_blocks, summed_modalities
 from fedhealth.config.study import Study
 from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.cohort import Cohort, SitePackage
@@ -51,6 +51,10 @@ class Sessions:
             run.name: modality_blocks(self._method, pinned.study, run, self._specs[run.name])
             for run in pinned.study.runs
         }
+        self._summed = {
+            run.name: summed_modalities(self._method, pinned.study, run, self._specs[run.name])
+            for run in pinned.study.runs
+        }
 
     @property
     def largest_model_bytes(self) -> int:
@@ -72,6 +76,10 @@ class Sessions:
     def blocks(self, run_name: str) -> tuple[ModalityBlock, ...]:
         """Tensors of each modality, as this site derives them; none where every tensor is averaged over all sites."""
         return self._blocks[run_name]
+
+    def summed_modalities(self, run_name: str) -> tuple[str, ...]:
+        """Modalities whose tensors are in a masked sum over all sites, as this site derives them."""
+        return self._summed[run_name]
 
     def context(self, run_name: str) -> SiteContext:
         """What a training method gets from this site."""

@@ -134,6 +134,16 @@ def test_study_check_says_what_two_hidden_weights_tell() -> None:
     assert "FH-SECAGG-028" not in codes(made({}, federation=federation, privacy=public))
 
 
+def test_study_check_says_that_few_owners_of_a_modality_make_no_round() -> None:
+    mri = {"kind": "volume", "name": "mri", "shape": [8, 8, 8], "spacing_mm": [2, 2, 2]}
+    data = {"data": {"modalities": [*study_content()["data"]["modalities"], mri]}}
+    assert codes(made({}, **data))["FH-SECAGG-029"] == "note"
+    by_modality = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
+    assert "FH-SECAGG-029" not in codes(made({}, **data, federation=by_modality))
+    public = {"noise_multiplier": 1.0, "clipping_norm": 1.0}
+    assert "FH-SECAGG-029" not in codes(made({}, **data, privacy=public))
+
+
 def test_noise_of_patients_averages_every_tensor_over_all_sites() -> None:
     federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
     with pytest.raises(ValidationError, match="must be all_sites"):

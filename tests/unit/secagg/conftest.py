@@ -37,6 +37,8 @@ class Consortium:
     running: dict[str, RunKey] = field(default_factory=dict)
     declared: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Modalities by site; the first half of the vector is then the block of `mri`."""
+    averages_over_all: bool = False
+    """That half is averaged over all sites, and is in everybody's sum."""
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -98,7 +100,8 @@ class Consortium:
                 ManifestTensor(name=name, shape=(size,), offset=offset, dtype="float32")
                 for name, size, offset in self.tensors
             ),
-            "blocks": ({"modality": "mri", "tensors": ("mri",)},) if self.declared else (),
+            "blocks": ({"modality": "mri", "tensors": ("mri",)},) if self.has_blocks else (),
+            "summed_modalities": ("mri",) if self.declared and self.averages_over_all else (),
             "cohort": tuple(cohort),
             "min_cohort": 2,
             "strategy_config": {},
@@ -107,6 +110,11 @@ class Consortium:
             "opened_at": "2026-01-01T00:00:00Z",
         }
         return Manifest.model_validate(said | changes)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the half of `mri` is averaged over its owners."""
+        return bool(self.declared) and not self.averages_over_all
 
     @property
     def tensors(self) -> list[tuple[str, int, int]]:
@@ -129,7 +137,7 @@ class Consortium:
             tail=TailLayout(
                 train_metrics=("train_loss",),
                 evaluate_metrics=("auc",),
-                num_blocks=1 if self.declared else 0,
+                num_blocks=1 if self.has_blocks else 0,
             ),
         )
 

@@ -478,6 +478,16 @@ def one_owner_among_the_survivors(guard: Guard, make: Any) -> None:
     assert (shown == stage.sum_of([victim, c, d])).all()
 
 
+def one_owner_in_a_sum_over_all_sites(guard: Guard, make: Any) -> None:
+    """Nothing is averaged by modality, and one survivor has images: the others' part of the encoder is zero."""
+    declared = {f"site-{n}": ("ehr", "mri") if n == 0 else ("ehr",) for n in range(4)}
+    consortium = make(4, num_values=COUNT, declared=declared, averages_over_all=True)
+    stage = BlockStage(consortium, guard)
+    stage.whole_list(stage.cohort, [], stage.cohort)
+    shown = stage.uncover(stage.cohort)[stage.block]
+    assert (shown == stage.plain["site-0"][stage.block]).all()
+
+
 @dataclass(frozen=True)
 class Attack:
     """What it is, the checks that stop it, and the code with which it is refused."""
@@ -513,6 +523,7 @@ ATTACKS = [
     Attack(fewer_survivors_than_the_floor, ("check_survivors",), DropCode.SECAGG_FLOOR),
     Attack(owners_that_declared_nothing, ("check_presence",), DropCode.PRESENCE_MISMATCH),
     Attack(one_owner_among_the_survivors, ("check_blocks",), DropCode.SECAGG_BLOCK_FLOOR),
+    Attack(one_owner_in_a_sum_over_all_sites, ("check_blocks",), DropCode.SECAGG_BLOCK_FLOOR),
     Attack(second_list_after_unmasking, ("check_first_list",), DropCode.SECAGG_SECOND_LIST),
     Attack(second_list_after_agreeing, ("check_first_list",), DropCode.SECAGG_SECOND_LIST),
     Attack(late_vector_of_a_dropped_site, ("check_first_list",), DropCode.SECAGG_SECOND_LIST),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedhealth.contracts.codes import DropCode
-from fedhealth.errors import GateRefusedError
+from fedhealth.errors import GateRefusedError, QuorumError
 from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statements import Manifest, open_statement
 from fedhealth.report.record import RoundRecord, VoidReason
@@ -34,6 +34,15 @@ def content(masks: dict[str, Any] | None = None, **changes: Any) -> dict[str, An
 
 def federation(new_consortium: Any, **masks: Any) -> Sites:
     return Sites(new_consortium(*FIVE, content=content(masks), modalities=LACKS))
+
+
+def averaged_over_all(
+    new_consortium: Any, lacks: dict[str, tuple[str, ...]] = LACKS, **changes: Any
+) -> Sites:
+    """The same sites, in a study that averages every tensor over all of them."""
+    made = two_modalities(min_cohort=3, max_void_rounds=1, average_encoders_over="all_sites")
+    whole = made | {"secure_aggregation": MASKS} | changes
+    return Sites(new_consortium(*FIVE, content=whole, modalities=lacks))
 
 
 @pytest.fixture
@@ -198,3 +207,88 @@ def test_noise_hides_a_block_with_all_sites_shares_and_its_mean_is_over_its_owne
         noise_of_mean = std * 5 / num  # all five sites' shares, over fewer owners
         assert abs(after.vector[part].mean() - expected) < 6 * noise_of_mean / np.sqrt(40)
         assert 0.4 * noise_of_mean < after.vector[part].std() < 2.5 * noise_of_mean
+
+
+def test_averaged_over_all_sites_an_encoder_of_two_owners_is_in_no_sum(
+    new_consortium: Any,
+) -> None:
+    # A site without images adds an exact zero to an image encoder: its sum is that of the two that have them.
+    sites = averaged_over_all(new_consortium, LACKS | {"site-3": ("ehr",)})
+    with pytest.raises(QuorumError, match="FH-QUORUM-007"):
+        one_round(sites)
+    assert {step_of(envelope) for _, envelope, _ in sites.sent} <= {"keyrequest"}
+
+
+def test_averaged_over_all_sites_a_drop_out_opens_no_encoder_of_two_owners(
+    new_consortium: Any,
+) -> None:
+    sites = averaged_over_all(new_consortium)
+    sites.faults["site-3", "manifest"] = silent
+    outcome, after = one_round(sites)
+    assert (outcome.status, outcome.void_reason) == ("void", VoidReason.MINIMUM_OWNERS)
+    assert not after.vector.any()
+    assert {step_of(envelope) for _, envelope, _ in sites.sent} == {"keyrequest", "manifest"}
+
+
+def test_averaged_over_all_sites_enough_owners_change_nothing(new_consortium: Any) -> None:
+    outcome, after = one_round(averaged_over_all(new_consortium))
+    assert outcome.status == "complete"
+    assert np.abs(after.vector - mean(FIVE)).max() <= STEP
+    assert outcome.manifest.blocks == ()
+
+
+def test_a_manifest_that_is_silent_about_modalities_is_refused_where_their_sums_could_be_small(
+    new_consortium: Any,
+) -> None:
+    sites = averaged_over_all(new_consortium)
+    codes = []
+
+    def silenced(sites: Sites, site_id: str, envelope: Envelope, payload: bytes) -> Any:
+        said = open_statement(Manifest, envelope, sites.consortium.server_key.public)
+        cohort = tuple(m.model_copy(update={"modalities": None}) for m in said.cohort)
+        forged = said.model_copy(update={"cohort": cohort, "summed_modalities": ()})
+        with pytest.raises(GateRefusedError) as error:
+            sites.sites[site_id].answer(forged.sign(sites.consortium.server_key), payload)
+        codes.append(drop_code_of(error.value))
+        return ask(sites, site_id, envelope, payload)
+
+    sites.faults["site-1", "manifest"] = silenced
+    outcome, _ = one_round(sites)
+    assert codes == [DropCode.PRESENCE_MISMATCH]
+    assert outcome.status == "complete"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy": {"noise_multiplier": 2.0, "clipping_norm": 1.0}, "release": {"metrics": []}},
+        {
+            "secure_aggregation": MASKS
+            | {
+                "distributed_privacy": {
+                    "unit": "site",
+                    "num_sites": 5,
+                    "clipping_norm": 4.0,
+                    "noise_multiplier": 0.05,
+                    "modulus_bits": 32,
+                }
+            }
+        },
+    ],
+    ids=["noise at every site", "noise under the masks"],
+)
+def test_noise_of_all_sites_on_an_encoder_lets_few_owners_be_in_its_sum(
+    new_consortium: Any, changes: dict[str, Any]
+) -> None:
+    if "privacy" in changes:
+        training = {
+            "name": "scripted",
+            "options": {"step": 0.5, "carries_out": True},
+            "local_steps": 1,
+            "batch_size": 2,
+        }
+        changes = changes | {"training": training}
+    sites = averaged_over_all(new_consortium, LACKS | {"site-3": ("ehr",)}, **changes)
+    outcome, _ = one_round(sites)
+    assert outcome.status == "complete"
+    assert outcome.manifest.summed_modalities == ()

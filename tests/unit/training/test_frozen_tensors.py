@@ -1,5 +1,6 @@
 """What a round freezes stays as it came, bit for bit, with every optimiser and under private steps."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,6 @@ def opened(tiny: Any, folder: Any, study: Any) -> tuple[Any, TensorSpec, dict[st
 
 
 def task(tiny: Any, number: int, frozen: set[str], mechanism: Any = None, **config: float) -> Any:
-    from dataclasses import replace
-
     made = tiny.task(number, **config)
     return replace(made, frozen=frozenset(frozen), mechanism=mechanism)
 
@@ -123,3 +122,20 @@ def test_freezing_what_no_patient_has_changes_nothing_else(tiny: Any, tmp_path: 
     free = session.train(vector, task(tiny, 1, set())).tensors
     held = session.train(vector, task(tiny, 1, frozen)).tensors
     assert all(np.array_equal(free[name], held[name]) for name in tensors)
+
+
+def test_a_site_without_images_adds_an_exact_zero_to_an_image_encoder_that_all_sites_average(
+    tiny: Any, tmp_path: Any
+) -> None:
+    # Why masks need a floor of owners there too: the encoder's part of a sum is that of the sites with images.
+    study = tiny.study()
+    run = study.runs[0]
+    before = METHOD.initial_tensors(study, run)
+    spec = TensorSpec.of(before)
+    blocks = {b.modality: b for b in blocks_of(spec, METHOD.modality_prefixes(study, run))}
+    without = [replace(p, volumes={}) for p in tiny.patients(30)]
+    session = METHOD.open_session(study, run, spec, tiny.site(tmp_path, study, without))
+    update = session.train(spec.flatten(before), tiny.task(1))
+    assert blocks["mri"].tensors
+    assert not moved(update, before) & set(blocks["mri"].tensors)
+    assert set(blocks["ehr"].tensors) <= moved(update, before)
