@@ -1,7 +1,8 @@
 """Was it worth joining? The registered comparison of `protocol.yaml`, and what came of each of its bars.
 
-    python benchmarks/worth_joining.py [--json] [--quick] [--part heart generated controls] [--design]
+    python benchmarks/worth_joining.py [--json] [--quick] [--part PART ...] [--design]
 
+Parts: heart, generated, controls, controls_again (second registration), ceiling (what nobody can exceed).
 `--design` chooses each method's setting on the design seeds by the protocol's rule and prints the protocol's `chosen`;
 it never touches a judged seed. Without it the judged seeds are run with what is chosen there. A bar that is missed is
 printed as missed; the exit code tells only whether everything ran. `--quick`: one design seed, two methods, no epsilon.
@@ -24,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from joining_cells import cohorts, controls, judge, methods
+from joining_cells import ceiling, cohorts, controls, controls_again, judge, methods
 from joining_cells.protocol import CohortName, Setting, read_protocol, settings_of
 
+PARTS = ("heart", "generated", "controls", "controls_again", "ceiling")
 NOISE_FREE = ("tuned", "pooled", "table_only", "volume_only")
 SINGLE = {"table_only": ("ehr",), "volume_only": ("t1",)}
 
@@ -59,16 +61,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--quick", action="store_true", help="one seed, no epsilon, two methods")
     parser.add_argument("--design", action="store_true", help="choose settings, judge nothing")
-    parser.add_argument(
-        "--part", nargs="+", choices=["heart", "generated", "controls"], default=None
-    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=None)
     args = parser.parse_args()
     started = time.monotonic()
     protocol = read_protocol()
     parts = args.part or [
         "heart",
         "generated",
-        *([] if args.design or args.quick else ["controls"]),
+        *([] if args.design or args.quick else PARTS[2:]),
     ]
     chosen_cohorts: list[CohortName] = [c for c in ("heart", "generated") if c in parts]  # type: ignore[misc]
     seeds_key = "design_seeds" if args.design or args.quick else "judged_seeds"
@@ -82,6 +82,16 @@ def main() -> int:
         found_controls = (
             list(pool.map(controls.run, controls.jobs())) if "controls" in parts else []
         )
+        found_again = (
+            list(pool.map(controls_again.run, controls_again.jobs()))
+            if "controls_again" in parts
+            else []
+        )
+        found_ceilings = (
+            list(pool.map(ceiling.ceilings, protocol["cohorts"]["generated"]["judged_seeds"]))
+            if "ceiling" in parts
+            else []
+        )
     record: dict[str, Any] = {"schema_version": 1, "benchmark": "worth_joining"}
     if args.design:
         record["chosen"] = choose(results)
@@ -91,6 +101,10 @@ def main() -> int:
         record["bars"] = judge.bars(results, protocol) if not args.quick else []
         if found_controls:
             record["controls"] = controls.summarise(found_controls, protocol)
+        if found_again:
+            record["controls_again"] = controls_again.summarise(found_again, protocol)
+        if found_ceilings:
+            record["ceiling"] = ceiling.summarise([c for each in found_ceilings for c in each])
     record["seconds"] = round(time.monotonic() - started, 1)
     if args.json:
         print(json.dumps(record))

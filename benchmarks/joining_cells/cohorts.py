@@ -9,6 +9,7 @@ import numpy as np
 from fedhealth_site_synthetic.generate import make_hospital, make_patient
 from fedhealth_site_synthetic.latents import EFFECT
 from fedhealth_site_synthetic.options import SyntheticOptions
+from fedhealth_site_synthetic.records import MARKER_LIMITS
 from joining_cells.protocol import CohortName, make_study, read_protocol, settings_of
 from privacy_utility import Hospital, in_memory
 
@@ -26,6 +27,7 @@ class Variant:
     Attributes:
         without_volumes: hospitals (0..5) that have no image at all.
         flipped: hospitals whose fifth marker has the opposite sign.
+        mirrored: hospital and marker whose values have the opposite sign there.
         is_additive: labels drawn anew from the two effects without their product.
         has_permuted_labels: labels of training and validation patients shuffled within each hospital.
         has_permuted_test: the labels of held-out patients too, among themselves.
@@ -34,6 +36,7 @@ class Variant:
 
     without_volumes: frozenset[int] = frozenset()
     flipped: frozenset[int] = frozenset()
+    mirrored: frozenset[tuple[int, str]] = frozenset()
     is_additive: bool = False
     has_permuted_labels: bool = False
     has_permuted_test: bool = False
@@ -112,6 +115,9 @@ def _generated(  # noqa: PLR0917 - the facts of one hospital
     patients = _patients(options, study, folder / f"{seed}-{index}")
     if variant.is_additive:
         patients = _relabelled(patients, _additive_label(options))
+    for where, marker in variant.mirrored:
+        if where == index:
+            patients = _mirrored(patients, marker, study)
     if index in variant.without_volumes:
         patients = tuple(replace(patient, volumes={}) for patient in patients)
     if variant.has_permuted_labels:
@@ -166,6 +172,19 @@ def _relabelled(
     patients: tuple[Patient, ...], label_of: Callable[[int], int]
 ) -> tuple[Patient, ...]:
     return tuple(replace(patient, label=label_of(n)) for n, patient in enumerate(patients))
+
+
+def _mirrored(patients: tuple[Patient, ...], marker: str, study: Study) -> tuple[Patient, ...]:
+    """One marker mirrored about the middle of its limits, as the generator itself can do with the fifth."""
+    (table,) = study.data.to_contract(seed=study.seed).tables
+    column, mirror = [c.name for c in table.columns].index(marker), sum(MARKER_LIMITS)
+
+    def flipped(patient: Patient) -> Patient:
+        values = patient.tables[table.name].copy()
+        values[column] = mirror - values[column]
+        return replace(patient, tables={**patient.tables, table.name: values})
+
+    return tuple(flipped(patient) for patient in patients)
 
 
 def _additive_label(options: SyntheticOptions) -> Callable[[int], int]:

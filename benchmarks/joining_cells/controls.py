@@ -111,13 +111,13 @@ def summarise(
     for result in results:
         by_name.setdefault(result.name, []).append(result)
     lacking = f"hospital-{LACKING + 1}"
-    permuted = _mean_auc(by_name["permuted"], personal)
+    permuted = judge.mean_auc(by_name["permuted"], personal)
     low, high = wanted["controls"]["permuted_auc"]
-    everywhere = _mean_auc(by_name["permuted_everywhere"], personal)
-    areas = [_mean_auc(by_name["identical"], m) for m in ("fedavg", personal, "pooled")]
+    everywhere = judge.mean_auc(by_name["permuted_everywhere"], personal)
+    areas = [judge.mean_auc(by_name["identical"], m) for m in ("fedavg", personal, "pooled")]
     norms = np.mean([r.product_norms for r in by_name["additive"] if r.product_norms], axis=0)
-    imaging = _gain(by_name["no_imaging"], personal, "tuned", lacking)
-    shift = _gain(by_name["concept_shift"], "mr_mtl", "fedavg", lacking)
+    imaging = judge.gain_at(lacking, by_name["no_imaging"], of=personal, over="tuned")
+    shift = judge.gain_at(lacking, by_name["concept_shift"], of="mr_mtl", over="fedavg")
     return [
         judge.bar("permuted labels: AUC, lower limit", permuted, ">=", low),
         judge.bar("permuted labels: AUC, upper limit", permuted, "<=", high),
@@ -150,22 +150,3 @@ def summarise(
             wanted["generated"]["concept_shift_personal_wins"],
         ),
     ]
-
-
-def _mean_auc(results: Sequence[ControlResult], method: str) -> float:
-    return float(
-        np.mean([s.auc for r in results for s in r.scores[method].values() if s.auc is not None])
-    )
-
-
-def _gain(
-    results: Sequence[ControlResult], one: str, other: str, hospital: str
-) -> tuple[float, float]:
-    found = judge.difference(
-        [r.scores[one][hospital] for r in results],
-        [r.scores[other][hospital] for r in results],
-        judge.AUC,
-    )
-    if found is None:
-        raise SystemExit("no AUC where one was expected")
-    return found.value, found.low

@@ -45,6 +45,15 @@ class Scores:
         )
 
 
+class ControlScores(Protocol):
+    """A result of a control: scores by method and hospital."""
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Scores]]:
+        """Method -> hospital -> its scores."""
+        ...
+
+
 class HasScores(Protocol):
     """A result of `worth_joining`."""
 
@@ -137,6 +146,27 @@ def _judged(scores: Sequence[Scores]) -> list[Judged]:
         )
         for one in scores
     ]
+
+
+def mean_auc(results: Sequence[ControlScores], method: str) -> float:
+    """Over seeds and hospitals."""
+    return float(
+        np.mean([s.auc for r in results for s in r.scores[method].values() if s.auc is not None])
+    )
+
+
+def gain_at(
+    hospital: str, results: Sequence[ControlScores], *, of: str, over: str
+) -> tuple[float, float]:
+    """What one method gains in AUC over another at one hospital, and the lower limit of its interval."""
+    found = difference(
+        [r.scores[of][hospital] for r in results],
+        [r.scores[over][hospital] for r in results],
+        AUC,
+    )
+    if found is None:
+        raise SystemExit("no AUC where one was expected")
+    return found.value, found.low
 
 
 def bars(results: Sequence[HasScores], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -290,8 +320,13 @@ def print_record(record: Mapping[str, Any]) -> None:
                 else ""
             )
         )
-    for line in [*record.get("bars", []), *record.get("controls", [])]:
+    judged = [
+        line for part in ("bars", "controls", "controls_again") for line in record.get(part, [])
+    ]
+    for line in judged:
         print(
             f"{'met   ' if line['met'] else 'MISSED'} {line['bar']}: {line['value']:+.4f}, wanted {line['wanted']}"
         )
+    for name, found in record.get("ceiling", {}).items():
+        print(f"ceiling, {name}: mean {found['mean']:.3f}, worst hospital {found['worst']:.3f}")
     print(f"{record['seconds']} s")

@@ -7,7 +7,7 @@ import numpy as np
 MARKER_WEIGHTS = (1.0, 0.9, 0.8, -0.9, 0.7)
 MARKER_NOISE_STD = 0.7
 MARKER_COLUMNS = tuple(f"marker_{i}" for i in range(1, len(MARKER_WEIGHTS) + 1))
-_MARKER_CENTRE, _MARKER_SCALE, _MARKER_LIMITS = 50.0, 10.0, (0.0, 100.0)
+MARKER_CENTRE, MARKER_SCALE, MARKER_LIMITS = 50.0, 10.0, (0.0, 100.0)
 
 COLUMNS = ("age", "sex", "weight", "systolic_pressure", "heart_rate", *MARKER_COLUMNS)
 """Columns of the table modality `ehr`. The first five drift between sites and tell nothing about the disease."""
@@ -74,7 +74,7 @@ def draw_record(rng: np.random.Generator, risk: float, habits: RecordHabits) -> 
     missing = rng.random(len(markers)) < odds / (1.0 + odds)
     missing[0] = False
     for name, marker, lacks in zip(MARKER_COLUMNS, markers, missing, strict=True):
-        value = _clipped(_MARKER_CENTRE + _MARKER_SCALE * marker, _MARKER_LIMITS)
+        value = _clipped(MARKER_CENTRE + MARKER_SCALE * marker, MARKER_LIMITS)
         row[name] = None if lacks else value
     return row
 
