@@ -91,7 +91,11 @@ def curves(
     held = [*include, *([level] if level is not None else [])]
     frame = _Frame.around([*points, *((points[0][0], value) for value in held)], top)
     text = f"{len(series)} lines over {unit} {frame.first} to {frame.last}; the table below has the values."
-    parts = [open_svg(title, text, 460, 240), *_grid(frame)]
+    parts = [
+        open_svg(title, text, 460, 250),
+        *_grid(frame),
+        Markup('<text class="tick" x="246" y="244" text-anchor="middle">{}</text>').format(unit),
+    ]
     if level is not None:
         y = fixed(frame.y(level))
         parts.append(Markup('<line class="mean" x1="48" y1="{}" x2="444" y2="{}"/>').format(y, y))
@@ -185,9 +189,9 @@ def nice_top(values: Sequence[float]) -> float:
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= largest)
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, limit: int = _LABEL_CHARS) -> str:
     """A label, cut to what fits beside a drawing."""
-    return text if len(text) <= _LABEL_CHARS else text[: _LABEL_CHARS - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def fixed(value: float) -> str:

@@ -7,9 +7,10 @@ from markupsafe import Markup
 
 from fedhealth.report.charts import NUM_COLOURS, fixed, nice_top, open_svg, shorten
 
-_WIDTH, _LABEL, _VALUE = 760, 150, 170
-_ROW, _GROUP, _TOP, _AXIS = 20, 12, 24, 30
-_SIDE, _LEFT, _BOTTOM = 240, 40, 34
+_WIDTH, _LABEL, _VALUE = 820, 230, 170
+_LABEL_CHARS = 34  # what fits into _LABEL
+_ROW, _GROUP, _TOP, _AXIS = 20, 12, 24, 48
+_SIDE, _LEFT, _BOTTOM = 240, 58, 34
 Scale = Callable[[float], float]
 
 
@@ -49,16 +50,16 @@ class CalibrationLine(NamedTuple):
 
 
 def forest(
-    title: str, groups: Sequence[ForestGroup], *, margin: float, scale: float = 1.0
+    title: str, groups: Sequence[ForestGroup], *, margin: float, unit: str, scale: float = 1.0
 ) -> Markup:
-    """Intervals of differences, grouped by site, with a line at zero and a dashed one at minus the margin.
+    """Intervals of differences, each named, grouped by site; a line at zero and a dashed one at minus the margin.
 
-    Ticks are labelled in units of 1 / `scale`: 100 makes points of a share.
+    Ticks are labelled in units of 1 / `scale`: 100 makes points of a share. `unit` is written below them.
     """
     rows = [row for group in groups for row in group.rows]
     ends = [abs(v) for row in rows if row.value is not None for v in (row.low, row.high)]
     end = nice_top([*ends, margin * 1.5])
-    height = _TOP + sum(_ROW * len(group.rows) + _GROUP for group in groups) + _AXIS
+    height = _TOP + sum(_ROW * (1 + len(group.rows)) + _GROUP for group in groups) + _AXIS
     plot = _WIDTH - _LABEL - _VALUE
 
     def x(value: float) -> float:
@@ -76,16 +77,23 @@ def forest(
                 fixed(x(tick)), bottom + 16, f"{tick * scale:+.3g}" if tick else "0"
             )
         )
+    parts.append(_words(x(0), bottom + 36, unit, "middle"))
     parts.append(_vertical("zero", x(0), _TOP - 6, bottom))
     parts.append(_vertical("mean", x(-margin), _TOP - 6, bottom))
     y = float(_TOP)
     for group in groups:
         parts.append(
-            Markup('<text class="lab" x="{}" y="{}" text-anchor="end">{}</text>').format(
-                _LABEL - 10, fixed(y + _ROW * len(group.rows) / 2 + 3), shorten(group.site_id)
+            Markup('<text class="lab group" x="0" y="{}">{}</text>').format(
+                fixed(y + _ROW / 2 + 4), group.site_id
             )
         )
+        y += _ROW
         for row in group.rows:
+            parts.append(
+                Markup('<text class="lab" x="{}" y="{}" text-anchor="end">{}</text>').format(
+                    _LABEL - 10, fixed(y + _ROW / 2 + 4), shorten(row.name, _LABEL_CHARS)
+                )
+            )
             parts.append(_interval(row, x, y + _ROW / 2))
             y += _ROW
         y += _GROUP
@@ -113,7 +121,12 @@ def calibration(title: str, lines: Sequence[CalibrationLine]) -> Markup:
             fixed(x(0)), fixed(y(0)), fixed(x(1)), fixed(y(1))
         )
     )
-    parts.append(_words(x(0.5), y(0) + 31, "predicted", "middle"))
+    parts.append(_words(x(0.5), y(0) + 31, "predicted risk", "middle"))
+    parts.append(
+        Markup(
+            '<text class="tick" transform="translate(12 {}) rotate(-90)" text-anchor="middle">share of cases</text>'
+        ).format(fixed(y(0.5)))
+    )
     parts += [_dots(line, x, y) for line in lines]
     return Markup("").join([*parts, Markup("</svg>")])
 

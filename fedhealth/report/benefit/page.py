@@ -117,6 +117,7 @@ def _forest(record: BenefitRecord, colours: dict[str, int]) -> object:
         f"{metric} minus training alone",
         groups,
         margin=record.margin,
+        unit=wording.unit_of_difference(record.primary),
         scale=wording.scale(record.primary),
     )
 

@@ -85,6 +85,11 @@ def scale(metric: str) -> float:
     return 100.0 if metric in _IN_POINTS else 1.0
 
 
+def unit_of_difference(metric: str) -> str:
+    """What the axis of differences counts: ``points of AUC``."""
+    return f"points of {metric_name(metric)}" if metric in _IN_POINTS else metric_name(metric)
+
+
 def amount(value: float, metric: str, *, signed: bool = True) -> str:
     """A difference: ``+4.2 points`` where the metric is quoted in points, else ``+0.042``."""
     if metric in _IN_POINTS:

@@ -319,10 +319,17 @@ def test_the_page_is_self_contained_and_holds_every_verdict() -> None:
     assert "nothing here is evidence about a real hospital" in " ".join(html.split())
 
 
-def test_a_site_whose_name_is_long_does_not_leave_the_drawing() -> None:
-    made = record({"a-hospital-with-a-very-long-name-indeed": (gain(-0.05, 0.05),)})
+def test_a_run_whose_name_is_long_does_not_leave_the_drawing_and_every_interval_is_named() -> None:
+    """Colours alone would not tell a reader which interval is whose."""
+    long = MethodFact.of_run("a-run-with-a-very-long-name-indeed", is_personal=True)
+    found = (gain(-0.05, 0.05), gain(-0.02, 0.05, method=long.key))
+    made = record({"a-hospital-with-a-name": found}, methods=(LOCAL, RUN, long))
     html = render_benefit(made, title="Tiny", record_file="benefit.json")
-    assert "a-hospital-with-a\u2026" in html
+    drawing = html[html.index("<figure") : html.index("</figure>")]
+    assert ">a-hospital-with-a-name<" in drawing
+    assert ">Federated (run shared)<" in drawing
+    assert ">Personalised (run a-run-with-a-ve\u2026<" in drawing
+    assert ">points of AUC<" in drawing
 
 
 def test_curves_come_from_the_rounds_and_under_masks_from_their_means() -> None:
