@@ -10,9 +10,10 @@ from typing import Literal
 
 from fedhealth import plugins
 from fedhealth.config.blocks import modality_blocks
-from fedhealth.config.study import Study
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.config.variants import check_variants
 from fedhealth.contracts.tensors import TensorSpec
+from fedhealth.contracts.update_encoding import encoded_size, encoding_of
 from fedhealth.errors import ConfigError, PrivacyError
 
 SMALL_COHORT = 3
@@ -129,6 +130,19 @@ def _metrics_of_the_task(study: Study) -> Iterator[Finding]:
     yield Finding(level="error" if is_noised else "warning", code="FH-CONFIG-038", text=text)
 
 
+def _size_note(study: Study, run: RunPlan, spec: TensorSpec) -> Finding:
+    encoding = encoding_of(study.federation.update_bits)
+    there, back = spec.num_bytes, encoded_size(spec, encoding)
+    size = f"{there / 1e6:.2f} MB each way a round."
+    if encoding != "float32":
+        size = (
+            f"{there / 1e6:.2f} MB to each site a round and {back / 1e6:.3g} MB back, with "
+            f"{study.federation.update_bits} bits a value {there / back:.2f} times less than in float32."
+        )
+    text = f"runs.{run.name}: {len(spec.entries)} tensors travel, {size}"
+    return Finding(level="note", code="FH-CONFIG-028", text=text)
+
+
 def _build(study: Study) -> list[Finding]:
     method = plugins.load("fedhealth.training", study.training.name)()
     findings = list(_metrics_of_the_task(study))
@@ -156,7 +170,5 @@ def _build(study: Study) -> list[Finding]:
                 f"declare {block.modality}."
             )
             findings.append(Finding(level="note", code="FH-CONFIG-035", text=text))
-        num_bytes = 4 * sum(tensor.size for tensor in tensors.values())
-        text = f"runs.{run.name}: {len(tensors)} tensors travel, {num_bytes / 1e6:.2f} MB each way a round."
-        findings.append(Finding(level="note", code="FH-CONFIG-028", text=text))
+        findings.append(_size_note(study, run, TensorSpec.of(tensors)))
     return findings

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedhealth.config.base import ConfigModel, Name, OptionValue, PluginName, Slug
 from fedhealth.config.data import DataConfig, LabelConfig
+from fedhealth.config.federation import FederationConfig
 from fedhealth.config.personalisation import PersonalisationName, check_options
 from fedhealth.config.privacy import PatientPrivacy
 from fedhealth.config.secure_aggregation import SecureAggregation
@@ -109,34 +110,6 @@ class TrainingConfig(ConfigModel):
         if (self.local_epochs is None) == (self.local_steps is None):
             raise ValueError("give exactly one of local_epochs and local_steps")
         return self
-
-
-class FederationConfig(ConfigModel):
-    """Who must be there, and how long the others wait."""
-
-    min_cohort: int = Field(
-        2, ge=2, le=1000, description="Fewest sites in a round; fewer: the round is void."
-    )
-    cohort_wait_s: float = Field(
-        600, gt=0, le=604_800, description="How long to wait for the minimum cohort."
-    )
-    gather_s: float = Field(
-        30,
-        ge=0,
-        le=86_400,
-        description="Once the minimum cohort is there, how long a starting run waits for the others.",
-    )
-    round_deadline_s: float = Field(
-        3600, gt=0, le=604_800, description="A round ends at the latest after this."
-    )
-    max_void_rounds: int = Field(
-        3, ge=1, le=1000, description="Void rounds in a row after which a run stops."
-    )
-    average_encoders_over: Literal["all_sites", "sites_with_modality"] = Field(
-        "all_sites",
-        description="Whose updates an encoder's mean is about. sites_with_modality: those that declared its modality "
-        "(site.yaml); the others leave it as it is and do not weigh in it.",
-    )
 
 
 class RunPlan(ConfigModel):
@@ -265,6 +238,11 @@ class Study(ConfigModel):
         masks = self.secure_aggregation
         if masks is None:
             return self
+        if self.federation.update_bits != 32:  # noqa: PLR2004 - the key's own value
+            raise ValueError(
+                "federation.update_bits does not go with secure_aggregation: scales of a site's own would be seen. A "
+                "masked value has secure_aggregation.bits; kept_share lets some of the values travel"
+            )
         if self.federation.min_cohort < masks.min_survivors:
             raise ValueError(
                 "federation.min_cohort must be at least secure_aggregation.min_survivors: a smaller round has no sum"

@@ -8,7 +8,9 @@ from fedhealth.config.privacy import Tuning
 from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorEntry, TensorSpec
-from fedhealth.evidence.signing import Envelope, canonical_json
+from fedhealth.contracts.update_encoding import UpdateEncoding
+from fedhealth.evidence.commitments import ShareCommitment, SignedShareCommitment
+from fedhealth.evidence.signing import Envelope
 from fedhealth.evidence.statement import (
     DecimalId,
     Hex64,
@@ -256,6 +258,7 @@ class Manifest(Statement):
     `blocks` are there in a training round that averages encoders over the sites that declared their modality.
     `summed_modalities` are there in a masked one that averages them over all sites, without noise: modalities with
     tensors of their own, which a site that lacks the modality gives back as they came.
+    `update_encoding` is how sites write their updates in a training round without masks.
     """
 
     study_id: SiteId
@@ -274,6 +277,7 @@ class Manifest(Statement):
     strategy_config: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], float | int | bool]
     privacy: RoundPrivacy | None = None
     masking: RoundMasking | None = None
+    update_encoding: UpdateEncoding = "float32"
     deadline_s: float = Field(gt=0, le=604_800)
     opened_at: UtcTime
 
@@ -290,6 +294,14 @@ class Manifest(Statement):
             raise ValueError("a site is in the cohort twice")
         if len({m.key_id for m in self.cohort}) != len(self.cohort):
             raise ValueError("one key stands for two sites")  # a cohort could be padded with itself
+        return self
+
+    @model_validator(mode="after")
+    def _encoding_fits(self) -> "Manifest":
+        if self.update_encoding != "float32" and (
+            self.masking is not None or self.kind == "evaluate"
+        ):
+            raise ValueError("only an update without masks has another form than float32")
         return self
 
     @model_validator(mode="after")
@@ -328,47 +340,12 @@ def manifest_tensors(spec: TensorSpec) -> tuple[ManifestTensor, ...]:
     )
 
 
-class ShareCommitment(Statement):
-    """From a site, shown to all others: this masked vector and these sealed shares are mine, for this manifest.
-
-    `share_sha256` are the digests of the sealed shares, one for each site of the cohort, in its order.
-    """
-
-    manifest_sha256: Hex64
-    site_id: SiteId
-    vector_sha256: Hex64
-    share_sha256: Annotated[tuple[Hex64, ...], Field(min_length=1, max_length=1000)]
-
-
-class SignedShareCommitment(Statement):
-    """A commitment with its site's signature, field by field: as an envelope it would be one free string."""
-
-    said: ShareCommitment
-    key_id: Hex64
-    signature: str = Field(pattern=r"^[A-Za-z0-9+/=]{1,128}$")
-
-    @classmethod
-    def of(cls, envelope: Envelope) -> "SignedShareCommitment":
-        """From the envelope that the site signed. Raises EvidenceError FH-EVIDENCE-002."""
-        said = parse_statement(ShareCommitment, envelope.payload)
-        return cls(said=said, key_id=envelope.key_id, signature=envelope.signature)
-
-    @property
-    def envelope(self) -> Envelope:
-        """The envelope again: a statement is signed over its canonical JSON."""
-        return Envelope(
-            payload_type=ShareCommitment.payload_type(),
-            payload=canonical_json(self.said.model_dump(mode="json")).decode(),
-            key_id=self.key_id,
-            signature=self.signature,
-        )
-
-
 class Contribution(Statement):
     """A site's signed answer to one manifest: the digest of the update that goes with it, or a code.
 
     `masked` is set when that update is a masked vector with sealed shares: the site's commitment to both, which
-    the other sites are shown. `num_elements` then counts the words of the vector.
+    the other sites are shown. `num_elements` then counts the words of the vector. `update_sha256` is always of the
+    bytes that left; `update_encoding` says how an update without masks is written in them.
     """
 
     study_id: SiteId
@@ -381,6 +358,7 @@ class Contribution(Statement):
     drop_code: DropCode | None = None
     update_sha256: Hex64 | None = None
     num_elements: int = Field(ge=0)
+    update_encoding: UpdateEncoding = "float32"
     train_metrics: Metrics = Field(default_factory=dict)
     evaluate_metrics: Metrics = Field(default_factory=dict)
     privacy: PrivacySpend | None = None
@@ -394,6 +372,8 @@ class Contribution(Statement):
             raise ValueError(
                 "an update goes with a train contribution without a code, and only there"
             )
+        if self.update_encoding != "float32" and (not has_update or self.masked is not None):
+            raise ValueError("only an update without masks has another form than float32")
         if self.masked is not None and (self.train_metrics or self.evaluate_metrics):
             raise ValueError("beside a masked vector nothing is told in the clear")
         return self

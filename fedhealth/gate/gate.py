@@ -33,6 +33,8 @@ from fedhealth.gate.outbound import (
     OutboundStatus,
     OutboundUpdate,
 )
+from fedhealth.gate.refusal import refused
+from fedhealth.gate.rounding import Rounding, in_8_bits
 from fedhealth.privacy.distributed.encode import add_noise, encode
 from fedhealth.privacy.distributed.plan import DistributedPlan
 from fedhealth.privacy.randomness import Randomness
@@ -64,6 +66,7 @@ class ReleaseTerms:
         clip: bound on the whole update; None without site-level privacy.
         frozen: of modalities that this site, or too few sites, declared; None where every tensor is trained.
         is_masked: the study's updates and metrics leave under masks only.
+        rounding: updates leave in 8 bits a value; None: in float32, or under masks.
     """
 
     spec: TensorSpec
@@ -74,6 +77,7 @@ class ReleaseTerms:
     clip: UpdateClip | None = None
     frozen: Frozen | None = None
     is_masked: bool = False
+    rounding: Rounding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,30 +103,36 @@ def clear_update(
         GateRefusedError: FH-GATE-001 names, FH-GATE-002 shape or dtype, FH-GATE-003 not finite,
             FH-GATE-004 a metric that is not listed, FH-GATE-005 a metric out of its range, FH-GATE-006 a metric
             that the privacy ledger was not charged for, FH-GATE-007 training did not carry out the mechanism
-            that the ledger was charged for, FH-GATE-013 a frozen tensor has moved.
+            that the ledger was charged for, FH-GATE-013 a frozen tensor has moved, FH-GATE-014 it cannot be rounded
+            inside its clipping norm.
     """
     _check_mechanism(carried_out, generator, terms)
     if set(tensors) != set(terms.spec.names()):
         missing = len(set(terms.spec.names()) - set(tensors))
         extra = len(set(tensors) - set(terms.spec.names()))
-        raise _refused("FH-GATE-001", f"{missing} tensors are missing and {extra} are not named.")
+        raise refused("FH-GATE-001", f"{missing} tensors are missing and {extra} are not named.")
     vector = np.empty(terms.spec.num_elements, dtype="<f4")
     for index, entry in enumerate(terms.spec.entries):
         tensor = tensors[entry.name]
         if tuple(tensor.shape) != entry.shape or tensor.dtype != np.float32:
-            raise _refused("FH-GATE-002", f"tensor {index} has another shape or dtype.")
+            raise refused("FH-GATE-002", f"tensor {index} has another shape or dtype.")
         released = vector[entry.offset : entry.offset + entry.num_elements]
         released[:] = tensor.ravel()
         if not np.isfinite(released).all():  # the copy that leaves, not the plug-in's array
-            raise _refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
+            raise refused("FH-GATE-003", f"tensor {index} holds a value that is not finite.")
     if terms.frozen is not None and not terms.frozen.is_kept_by(vector):
-        raise _refused("FH-GATE-013", "a tensor moved that this round does not train here.")
+        raise refused("FH-GATE-013", "a tensor moved that this round does not train here.")
     if terms.clip is not None:
         vector, _ = clip_update(terms.clip.origin, vector, terms.clip.norm)
         if terms.frozen is not None:
             terms.frozen.put_back(vector)  # a scaled change of zero loses the sign of a zero
+    rounded = None
+    if terms.rounding is not None:
+        norm = None if terms.clip is None else terms.clip.norm
+        rounded, vector = in_8_bits(vector, terms.spec, terms.rounding, norm=norm)
     return Cleared(
         vector=vector,
+        in_8_bits=rounded,
         train_metrics=_released(train_metrics, terms),
         evaluate_metrics=_released(evaluate_metrics, terms),
         is_masked=terms.is_masked,
@@ -171,7 +181,7 @@ def noise_update(cleared: Cleared, origin: NDArray[np.float32], terms: NoiseTerm
         PrivacyError: FH-PRIVACY-101 to 111, see `privacy.distributed.encode`.
     """
     if cleared.vector is None or terms.plan.unit != "site":
-        raise _refused("FH-GATE-011", "there is no update that this noise is for.")
+        raise refused("FH-GATE-011", "there is no update that this noise is for.")
     change = np.subtract(cleared.vector, origin, dtype=np.float32)
     return _noised(encode(change, terms.plan, terms.rotation_seed, terms.randomness), terms)
 
@@ -190,13 +200,11 @@ def noise_patient_sum(gradients: Iterable[NDArray[np.float32]], terms: NoiseTerm
         PrivacyError: FH-PRIVACY-101 to 111, see `privacy.distributed.encode`.
     """
     if terms.plan.unit != "patient":
-        raise _refused("FH-GATE-011", "this noise is not for single patients.")
+        raise refused("FH-GATE-011", "this noise is not for single patients.")
     total = np.zeros(terms.plan.padded_dimension, dtype=np.int64)
     for number, gradient in enumerate(gradients):
         if number >= terms.most_patients:
-            raise _refused(
-                "FH-GATE-012", "this site has more patients than the study's sums allow."
-            )
+            raise refused("FH-GATE-012", "this site has more patients than the study's sums allow.")
         if np.isfinite(gradient).all():
             total += encode(gradient, terms.plan, terms.rotation_seed, terms.randomness)
     return _noised(total, terms)
@@ -213,15 +221,17 @@ def release(cleared: Cleared) -> OutboundUpdate | OutboundMetrics:
         GateRefusedError: FH-GATE-010 the study masks it.
     """
     if cleared.is_masked and (cleared.vector is not None or cleared.evaluate_metrics):
-        raise _refused("FH-GATE-010", "this study's updates and metrics leave under masks only.")
+        raise refused("FH-GATE-010", "this study's updates and metrics leave under masks only.")
     if cleared.vector is None:
         return OutboundMetrics(
             kind="metrics", evaluate_metrics=cleared.evaluate_metrics, token=_GATE_TOKEN
         )
+    rounded = cleared.in_8_bits
     return OutboundUpdate(
         kind="update",
-        payload=vector_bytes(cleared.vector),
+        payload=vector_bytes(cleared.vector) if rounded is None else rounded,
         num_elements=cleared.vector.size,
+        encoding="float32" if rounded is None else "int8",
         train_metrics=cleared.train_metrics,
         evaluate_metrics=cleared.evaluate_metrics,
         token=_GATE_TOKEN,
@@ -246,7 +256,7 @@ def release_masked(
     """
     masked = mask(cleared)
     if len(masked.payload) != num_bytes:
-        raise _refused("FH-GATE-009", "a masked vector has another size than the round's.")
+        raise refused("FH-GATE-009", "a masked vector has another size than the round's.")
     return OutboundMasked(
         kind="masked", payload=masked.payload, num_words=masked.num_words, token=_GATE_TOKEN
     )
@@ -292,22 +302,23 @@ def release_again(
     evaluate_metrics: Mapping[str, float],
     *,
     num_words: int | None = None,
+    num_rounded: int | None = None,
 ) -> OutboundUpdate | OutboundMetrics | OutboundMasked:
     """Release an answer that was released and sealed before: the very same bytes, or nothing.
 
-    `num_words` is set where it is a masked vector.
+    `num_words` is set where it is a masked vector, `num_rounded` where it is an update of so many values in 8 bits.
 
     Raises:
         GateRefusedError: FH-GATE-008 the bytes are not those that were signed.
     """
     if update_sha256 is None:
         if payload:
-            raise _refused("FH-GATE-008", "a sealed answer holds bytes that it does not sign.")
+            raise refused("FH-GATE-008", "a sealed answer holds bytes that it does not sign.")
         return OutboundMetrics(
             kind="metrics", evaluate_metrics=dict(evaluate_metrics), token=_GATE_TOKEN
         )
     if hashlib.sha256(payload).hexdigest() != update_sha256:
-        raise _refused("FH-GATE-008", "a sealed answer is not the one that was signed.")
+        raise refused("FH-GATE-008", "a sealed answer is not the one that was signed.")
     if num_words is not None:
         return OutboundMasked(
             kind="masked", payload=payload, num_words=num_words, token=_GATE_TOKEN
@@ -315,7 +326,8 @@ def release_again(
     return OutboundUpdate(
         kind="update",
         payload=payload,
-        num_elements=len(payload) // ELEMENT_BYTES,
+        num_elements=len(payload) // ELEMENT_BYTES if num_rounded is None else num_rounded,
+        encoding="float32" if num_rounded is None else "int8",
         train_metrics=dict(train_metrics),
         evaluate_metrics=dict(evaluate_metrics),
         token=_GATE_TOKEN,
@@ -360,9 +372,9 @@ def _check_mechanism(
     carried_out: PatientMechanism | None, generator: NoiseGenerator | None, terms: ReleaseTerms
 ) -> None:
     if carried_out != terms.mechanism:
-        raise _refused("FH-GATE-007", "training did not carry out the mechanism that was reserved.")
+        raise refused("FH-GATE-007", "training did not carry out the mechanism that was reserved.")
     if terms.mechanism is not None and generator != terms.generator:
-        raise _refused("FH-GATE-007", "the noise does not come from the generator in the ledger.")
+        raise refused("FH-GATE-007", "the noise does not come from the generator in the ledger.")
 
 
 def _released(metrics: Mapping[str, float], terms: ReleaseTerms) -> dict[str, float]:
@@ -370,22 +382,13 @@ def _released(metrics: Mapping[str, float], terms: ReleaseTerms) -> dict[str, fl
     released = {}
     for name, value in metrics.items():
         if name not in METRIC_RANGES:
-            raise _refused("FH-GATE-004", "a metric is not on the closed list.")
+            raise refused("FH-GATE-004", "a metric is not on the closed list.")
         if name not in terms.metrics:
             if terms.mechanism is not None:
-                raise _refused("FH-GATE-006", f"the ledger was not charged for metric {name}.")
+                raise refused("FH-GATE-006", f"the ledger was not charged for metric {name}.")
             continue  # the study did not ask for it
         low, high = METRIC_RANGES[name]
         if not math.isfinite(value) or not low <= value <= high:
-            raise _refused("FH-GATE-005", f"metric {name} is outside {low} to {high}.")
+            raise refused("FH-GATE-005", f"metric {name} is outside {low} to {high}.")
         released[name] = float(f"{value:.{terms.metric_digits}g}")
     return released
-
-
-def _refused(code: str, what: str) -> GateRefusedError:
-    return GateRefusedError(
-        code,
-        what,
-        why="The gate releases only what manifest and study name. Nothing was sent.",
-        fix="See the site's log; check the model package with fedhealth.testing.model_contract.",
-    )

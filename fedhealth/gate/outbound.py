@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedhealth.contracts.benefit import MethodGain, MethodMetrics
 from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.update_encoding import UpdateEncoding
 
 _GATE_TOKEN: Final = object()
 Kind = Literal[
@@ -41,9 +42,10 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboundUpdate(Outbound):
-    """Shared tensors as one little-endian float32 vector, with the metrics that the study lists."""
+    """Shared tensors in one of the forms of `contracts.update_encoding`, with the metrics that the study lists."""
 
     num_elements: int
+    encoding: UpdateEncoding
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
 
@@ -103,6 +105,7 @@ class Cleared:
 
     Attributes:
         vector: the released vector on the spec, (n,) float32; None in an evaluation.
+        in_8_bits: the bytes that leave where it was rounded, and `vector` is what is read out of them.
         train_metrics: rounded, listed and charged ones only.
         evaluate_metrics: likewise.
         is_masked: it may not leave without a mask.
@@ -112,6 +115,7 @@ class Cleared:
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
     is_masked: bool
+    in_8_bits: bytes | None = field(repr=False, default=None)
     token: InitVar[object] = None
 
     def __post_init__(self, token: object) -> None:

@@ -33,11 +33,13 @@ _METRICS = "released values on patients: a noised release, or an event without a
 _ROW = "statistics of test patients, rounded: an event without a bound. Only with release.benefit, without an epsilon"
 _ECHO = "repeats the manifest"
 _EVENT = "settings of the mechanism, from the study and the declared size"
+_FORM: Final = "how the bytes of an update are written, from the study"
 
 OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "OutboundUpdate.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
     "OutboundUpdate.payload": (Leaves.CHARGED, _PAYLOAD),
     "OutboundUpdate.num_elements": (Leaves.PUBLIC, "size of the model that the manifest names"),
+    "OutboundUpdate.encoding": (Leaves.PUBLIC, _FORM),
     "OutboundUpdate.train_metrics": (Leaves.CHARGED, _METRICS),
     "OutboundUpdate.evaluate_metrics": (Leaves.CHARGED, _METRICS),
     "OutboundMetrics.kind": (Leaves.PUBLIC, "one of a closed list of kinds"),
@@ -96,6 +98,7 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "Contribution.drop_code": (Leaves.CODE, "why the hospital does not contribute"),
     "Contribution.update_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the update that goes with it"),
     "Contribution.num_elements": (Leaves.PUBLIC, "size of the model that the manifest names, or 0"),
+    "Contribution.update_encoding": (Leaves.PUBLIC, _FORM),
     "Contribution.train_metrics": (Leaves.CHARGED, _METRICS),
     "Contribution.evaluate_metrics": (Leaves.CHARGED, _METRICS),
     "ShareCommitment.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),

@@ -18,6 +18,7 @@ from fedhealth.config.personalisation import PersonalisationName
 from fedhealth.contracts.aggregation import SiteLevelMechanism
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
+from fedhealth.contracts.update_encoding import UpdateEncoding
 from fedhealth.evidence.signing import canonical_json as _canonical_json
 from fedhealth.privacy.accounting.metrics import METRIC_BOUNDS
 from fedhealth.report.coverage import ModalityCoverage
@@ -47,6 +48,7 @@ from fedhealth.report.schema import (
     Version,
     Watermarked,
 )
+from fedhealth.report.update_form import check_form
 
 SCHEMA: Literal["fedhealth/round-record/v3"] = "fedhealth/round-record/v3"
 RoundOrder = tuple[int, int, bool]
@@ -189,6 +191,7 @@ class RoundRecord(Watermarked):
     site_level: SiteLevelFact | None = None
     masking: MaskingFact | None = None
     coverage: Annotated[tuple[ModalityCoverage, ...], Field(max_length=1000)] = ()
+    update_encoding: Annotated[UpdateEncoding, D] = "float32"
     versions: Versions
     not_evidenced: Annotated[tuple[NotEvidenced, ...], N] = tuple(NotEvidenced)
 
@@ -202,6 +205,12 @@ class RoundRecord(Watermarked):
         _check_site_level(self)
         _check_masking(self)
         _check_coverage(self)
+        check_form(
+            self.update_encoding,
+            is_plain_training=self.kind == "train" and self.masking is None,
+            shapes=[tensor.shape for tensor in self.tensors],
+            sizes_bytes=[site.update_bytes for site in self.sites if site.has_answered],
+        )
         if len({site.site_id for site in self.sites}) != len(self.sites):
             raise ValueError("a site is listed twice")
         if len(set(self.not_evidenced)) != len(self.not_evidenced):
@@ -211,8 +220,12 @@ class RoundRecord(Watermarked):
         return self
 
     def left_out(self) -> frozenset[str]:
-        """Also `coverage`, where no modality was recorded: records from before have no such field."""
-        own = frozenset() if self.coverage else frozenset({"coverage"})
+        """Also what says nothing here and what records from before have no field for."""
+        usual = {
+            "coverage": not self.coverage,
+            "update_encoding": self.update_encoding == "float32",
+        }
+        own = frozenset(name for name, is_usual in usual.items() if is_usual)
         return Watermarked.left_out(self) | own
 
     def count(self, status: SiteStatus) -> int:

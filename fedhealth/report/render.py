@@ -177,9 +177,10 @@ def _left_sentence(record: RoundRecord) -> str:
     if record.kind == "evaluate":
         return "Evaluation only: no update left a hospital. Released metrics and their digests did."
     head = wording.KEPT_BACK.get(record.personalisation, "")
+    numbers = f"{grouped(record.num_parameters)} {wording.NUMBERS[record.update_encoding]}"
     return (
-        f"An update is one vector of {grouped(record.num_parameters)} float32 numbers that holds the "
-        f"{len(record.tensors)} tensors below.{head} The metrics listed go with it."
+        f"An update is one vector of {numbers} that holds the {len(record.tensors)} tensors below.{head} The metrics "
+        "listed go with it."
     )
 
 

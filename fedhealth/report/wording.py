@@ -4,6 +4,7 @@ from typing import Final
 
 from fedhealth.config.privacy import Tuning
 from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.update_encoding import UpdateEncoding
 from fedhealth.report.attestation import Attestation
 from fedhealth.report.privacy_facts import CompositionScope
 from fedhealth.report.record import NotEvidenced, SiteStatus, VoidReason
@@ -110,6 +111,11 @@ ATTESTATION: Final[dict[Attestation, tuple[str, str]]] = {
     Attestation.SITE_ATTESTED: ("Site-attested", "the site's word, sent under its signing key"),
     Attestation.DECLARED: ("Declared", "written down by a person in the study or at admission"),
     Attestation.NOT_EVIDENCED: ("Not evidenced", "listed so that its absence can be seen"),
+}
+
+NUMBERS: Final[dict[UpdateEncoding, str]] = {
+    "float32": "float32 numbers",
+    "int8": "changes in 8 bits each, rounded at random without bias, with a float32 scale for at most 1 024 of them,",
 }
 
 METRIC: Final[dict[str, tuple[str, str]]] = {

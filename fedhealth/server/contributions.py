@@ -1,14 +1,16 @@
 """What the server checks before it believes a reply. The mirror of `site/manifest_checks.py`."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedhealth.contracts.codes import SERVER_CODES, DropCode
 from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.contracts.tensors import vector_from_bytes
-from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.contracts.update_encoding import decode_change, encoded_size
+from fedhealth.errors import AggregationError, EvidenceError, IdentityError
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import Contribution, Manifest, open_statement
 from fedhealth.privacy.accounting.plan import SitePlan
@@ -19,10 +21,11 @@ from fedhealth.server.roster import RosterLine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`drop_code` None: the contribution counts."""
+    """`drop_code` None: the contribution counts. `vector` is then the update without masks, (n,) float32."""
 
     drop_code: DropCode | None
     contribution: Contribution | None
+    vector: NDArray[np.float32] | None = field(repr=False, default=None)
 
 
 def verify_contribution(
@@ -32,6 +35,7 @@ def verify_contribution(
     manifest_sha256: str,
     line: RosterLine,
     *,
+    origin: NDArray[np.float32],
     plan: SitePlan | None = None,
     num_masked_words: int | None = None,
     sums: SumTerms | None = None,
@@ -39,8 +43,8 @@ def verify_contribution(
     """Signature by the enrolled key, this very manifest, the digest of the bytes, the spec, finite values.
 
     And the privacy that was planned: `plan` is what the study and the declared size of this site give; None
-    for a study without patient-level privacy. `num_masked_words` is set where the answer has to be masked, and
-    `sums` where distributed noise is all that covers a patient.
+    for a study without patient-level privacy. `origin` is the model that went out. `num_masked_words` is set where the
+    answer has to be masked, and `sums` where distributed noise is all that covers a patient.
     """
     try:
         key = VerifyKey.from_base64(line.entry.signing_key)
@@ -51,7 +55,9 @@ def verify_contribution(
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
     if not _answers(said, manifest, manifest_sha256, line):
         return Verdict(drop_code=DropCode.CONTRIBUTION_INVALID, contribution=None)
-    fault = _fault(said, payload, manifest, num_masked_words)
+    fault, vector = _fault(said, payload, manifest, num_masked_words), None
+    if fault is None and manifest.kind == "train" and said.masked is None:
+        fault, vector = _read(said, payload, manifest, origin)
     if not spend_is_believed(
         said,
         manifest,
@@ -60,7 +66,7 @@ def verify_contribution(
         sums=sums,
     ):
         fault = fault or DropCode.CONTRIBUTION_INVALID
-    return Verdict(drop_code=fault, contribution=said)
+    return Verdict(drop_code=fault, contribution=said, vector=vector if fault is None else None)
 
 
 def _fault(
@@ -94,9 +100,24 @@ def _fault_of_plain(said: Contribution, payload: bytes, manifest: Manifest) -> D
         return DropCode.CONTRIBUTION_INVALID if payload else None
     if hashlib.sha256(payload).hexdigest() != said.update_sha256:
         return DropCode.CONTRIBUTION_INVALID
-    if len(payload) != manifest.spec.num_bytes:
-        return DropCode.WRONG_SPEC
-    return None if np.isfinite(vector_from_bytes(payload)).all() else DropCode.NON_FINITE
+    if said.update_encoding != manifest.update_encoding:
+        return DropCode.CONTRIBUTION_INVALID
+    is_whole = len(payload) == encoded_size(manifest.spec, said.update_encoding)
+    return None if is_whole else DropCode.WRONG_SPEC
+
+
+def _read(
+    said: Contribution, payload: bytes, manifest: Manifest, origin: NDArray[np.float32]
+) -> tuple[DropCode | None, NDArray[np.float32]]:
+    """The update without masks, and what is wrong with it."""
+    if said.update_encoding == "float32":
+        vector = vector_from_bytes(payload)
+    else:
+        try:
+            vector = decode_change(payload, origin, manifest.spec)
+        except AggregationError:
+            return DropCode.CONTRIBUTION_INVALID, origin
+    return (None if np.isfinite(vector).all() else DropCode.NON_FINITE), vector
 
 
 def _answers(

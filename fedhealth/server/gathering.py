@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from fedhealth.config.study import FederationConfig
+from fedhealth.config.federation import FederationConfig
 from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import QuorumError
 from fedhealth.server.roster import RosterLine

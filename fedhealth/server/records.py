@@ -102,6 +102,7 @@ def round_record(
         site_level=site_level,
         masking=masking,
         coverage=coverage_facts(outcome),
+        update_encoding=manifest.update_encoding,
         not_evidenced=unevidenced(sites, site_level, masking),
         versions=Versions(fedhealth=version("fedhealth"), flwr=version("flwr")),
     )

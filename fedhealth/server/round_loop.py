@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedhealth.config.study import RunPlan, Study
-from fedhealth.contracts.aggregation import Aggregator, SiteReply
+from fedhealth.contracts.aggregation import Aggregator, SiteReply, Vector
 from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import vector_bytes, vector_digest
+from fedhealth.contracts.update_encoding import encoding_of
 from fedhealth.errors import AggregationError, FedHealthError, QuorumError
 from fedhealth.evidence.signing import SigningKey
 from fedhealth.evidence.statements import (
@@ -256,6 +257,9 @@ class RoundLoop:
             min_cohort=self.study.federation.min_cohort,
             strategy_config=wishes,
             privacy=RoundPrivacy.of(self.study),
+            update_encoding=(
+                encoding_of(self.study.federation.update_bits) if kind == "train" else "float32"
+            ),
             masking=round_masking(
                 self.study,
                 self.run,
@@ -296,7 +300,7 @@ class RoundLoop:
             outcome = sites.get(reply.site_id)
             if outcome is None or outcome.answered_after_s is not None:
                 continue  # one answer a site: a second one changes nothing
-            self._take(reply, outcome, done, spool)
+            self._take(reply, outcome, done, spool, now.vector)
             self._gathering.leave(reply.site_id, outcome.drop_code)
             if self._masking is not None:
                 self._masking.forget(reply.site_id, outcome.drop_code)
@@ -321,7 +325,12 @@ class RoundLoop:
         return done
 
     def _take(
-        self, reply: RawReply, outcome: SiteOutcome, done: RoundOutcome, spool: Spool
+        self,
+        reply: RawReply,
+        outcome: SiteOutcome,
+        done: RoundOutcome,
+        spool: Spool,
+        origin: Vector,
     ) -> None:
         manifest, masked = done.manifest, done.masked
         outcome.answered_after_s = reply.answered_after_s
@@ -335,6 +344,7 @@ class RoundLoop:
             manifest,
             done.manifest_sha256,
             outcome.line,
+            origin=origin,
             plan=None if size is None else plan_site(self.study, size),
             num_masked_words=None if masked is None else masked.layout.num_words,
             sums=sum_terms(self.study, manifest.spec.num_elements),
@@ -358,8 +368,8 @@ class RoundLoop:
                 reply.site_id, said.masked.envelope, reply.payload
             )
             outcome.drop_code = None if is_in else DropCode.CONTRIBUTION_INVALID
-        elif manifest.kind == "train":
-            spool.put(reply.site_id, reply.payload)
+        elif verdict.vector is not None:
+            spool.put(reply.site_id, verdict.vector)
 
     def _replies(self, contributed: Sequence[SiteOutcome], spool: Spool) -> Iterator[SiteReply]:
         """Verified contributions in roster order; vectors are mapped when they are asked for."""

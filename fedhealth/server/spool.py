@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.contracts.tensors import vector_bytes
+
 
 class Spool:
     """One folder, emptied when a round begins and when it ends."""
@@ -18,9 +20,9 @@ class Spool:
         self._folder = folder
         self.clear()
 
-    def put(self, site_id: str, payload: bytes) -> None:
+    def put(self, site_id: str, vector: NDArray[np.float32]) -> None:
         """Keep one site's vector."""
-        (self._folder / f"{site_id}.f4le").write_bytes(payload)
+        (self._folder / f"{site_id}.f4le").write_bytes(vector_bytes(vector))
 
     def load(self, site_id: str) -> NDArray[np.float32]:
         """Map one site's vector: pages are read when they are used and can be dropped again."""

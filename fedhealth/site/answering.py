@@ -21,7 +21,13 @@ from fedhealth.secagg.site_rules import check_site_rules
 from fedhealth.site.account import SiteAccount
 from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.home import Pinned, SiteHome
-from fedhealth.site.local_round import RoundRequest, local_round, refuse_round
+from fedhealth.site.local_round import (
+    RoundingBits,
+    RoundRequest,
+    bits_from_os,
+    local_round,
+    refuse_round,
+)
 from fedhealth.site.manifest_checks import drop_code_of, envelope_of
 from fedhealth.site.masking import KEY_REQUEST, SiteMasking, is_masking_request
 from fedhealth.site.sessions import Sessions
@@ -33,13 +39,21 @@ log = logging.getLogger("fedhealth.site.worker")
 class SiteAnswers:
     """What one site keeps between rounds, and how it answers. One request at a time.
 
+    Args:
+        home: of the site.
+        pinned: what it believes.
+        rounding_bits: randomness of updates in 8 bits; a simulation gives the same every time.
+
     Raises:
         PrivacyError: the study asks for more than the site's policy allows, or the ledger cannot be used.
         ConfigError: a plug-in is missing or refuses its options.
     """
 
-    def __init__(self, home: SiteHome, pinned: Pinned) -> None:
+    def __init__(
+        self, home: SiteHome, pinned: Pinned, *, rounding_bits: RoundingBits = bits_from_os
+    ) -> None:
         self._pinned = pinned
+        self._rounding_bits = rounding_bits
         self._account = SiteAccount(home, pinned)
         self._sessions = Sessions(home, pinned)
         self._masking = SiteMasking(pinned)
@@ -79,7 +93,12 @@ class SiteAnswers:
             if is_masking_request(request.header):
                 return None, self._answer_masking(request)
             return None, local_round(
-                request, self._pinned, self._sessions, self._account, self._masking
+                request,
+                self._pinned,
+                self._sessions,
+                self._account,
+                self._masking,
+                self._rounding_bits,
             )
         except FedHealthError as error:
             code = _code_of(error)

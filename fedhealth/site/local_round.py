@@ -16,6 +16,7 @@ from fedhealth.contracts.local_training import (
     RoundTask,
     Vector,
 )
+from fedhealth.contracts.update_encoding import UniformBits
 from fedhealth.errors import TrainingError
 from fedhealth.evidence.presence import frozen_tensors
 from fedhealth.evidence.signing import Envelope
@@ -48,6 +49,7 @@ from fedhealth.gate.outbound import (
     OutboundMetrics,
     OutboundUpdate,
 )
+from fedhealth.gate.rounding import Rounding
 from fedhealth.privacy.accounting.metrics import noisy_means
 from fedhealth.privacy.accounting.plan import SitePlan
 from fedhealth.privacy.ledger.ledger import SealedAnswer
@@ -68,6 +70,15 @@ CLIPPING_NORM: Final = "clipping_norm"
 """Key of a strategy's configuration that bounds the whole update of a site."""
 
 
+RoundingBits = Callable[[Manifest], UniformBits]
+"""Randomness with which one round's update is rounded to 8 bits."""
+
+
+def bits_from_os(_: Manifest) -> UniformBits:
+    """Fresh bits for every round."""
+    return Randomness.from_os().uniform_bits
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRequest:
     """What came through the socket: a signed manifest (not yet believed) and the global vector."""
@@ -77,14 +88,15 @@ class RoundRequest:
     is_cancelled: Callable[[], bool]
 
 
-def local_round(
+def local_round(  # noqa: PLR0917 - what a site keeps between rounds
     request: RoundRequest,
     pinned: Pinned,
     sessions: Sessions,
     account: SiteAccount,
     masking: SiteMasking,
+    rounding_bits: RoundingBits = bits_from_os,
 ) -> SignedAnswer:
-    """Verify, reserve the privacy cost, evaluate the incoming model, train, clip, gate, mask, sign, seal.
+    """Verify, reserve the privacy cost, evaluate the incoming model, train, clip, gate, round or mask, sign, seal.
 
     An answer that was sealed for this very manifest comes back byte by byte, at no cost.
 
@@ -121,6 +133,7 @@ def local_round(
         clip=clip_wish(manifest, vector),
         frozen=frozen_here(manifest, vector, pinned.admission.site.site_id),
         is_masked=pinned.study.secure_aggregation is not None,
+        rounding=rounding_here(manifest, vector, rounding_bits),
     )
     evaluated = incoming_metrics(session, vector, charge, account.plan)
     noise = None if mask is None else mask.noise
@@ -227,6 +240,13 @@ def clip_wish(manifest: Manifest, vector: Vector) -> UpdateClip | None:
     return None if wish is None else UpdateClip(origin=vector, norm=float(wish))
 
 
+def rounding_here(manifest: Manifest, vector: Vector, bits: RoundingBits) -> Rounding | None:
+    """How the update is rounded; None where it leaves in float32 or under masks."""
+    if manifest.update_encoding == "float32":
+        return None
+    return Rounding(origin=vector, bits=bits(manifest))
+
+
 def frozen_here(manifest: Manifest, vector: Vector, site_id: str) -> Frozen | None:
     """What this site gives back as it came; None where it trains every tensor."""
     names = frozen_tensors(manifest, site_id)
@@ -249,6 +269,7 @@ def answer_again(sealed: SealedAnswer, pinned: Pinned, manifest_sha256: str) -> 
         said.train_metrics,
         said.evaluate_metrics,
         num_words=said.num_elements if said.masked is not None else None,
+        num_rounded=said.num_elements if said.update_encoding == "int8" else None,
     )
     return SignedAnswer(outbound=outbound, contribution=envelope, sealed_for=manifest_sha256)
 
@@ -299,6 +320,7 @@ def _said_about(outbound: Outbound) -> dict[str, Any]:
         return {
             "update_sha256": outbound.digest,
             "num_elements": outbound.num_elements,
+            "update_encoding": outbound.encoding,
             "train_metrics": dict(outbound.train_metrics),
             "evaluate_metrics": dict(outbound.evaluate_metrics),
         }

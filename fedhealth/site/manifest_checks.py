@@ -11,6 +11,7 @@ from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import TensorSpec, vector_digest, vector_from_bytes
+from fedhealth.contracts.update_encoding import encoding_of
 from fedhealth.errors import (
     EvidenceError,
     FedHealthError,
@@ -90,6 +91,12 @@ def _check_round(manifest: Manifest, pinned: Pinned) -> None:
     )
     if not is_planned:
         raise ManifestRefusedError(DropCode.STUDY_MISMATCH, f"the run has {last} rounds")
+    agreed = encoding_of(pinned.study.federation.update_bits)
+    if manifest.kind == "train" and manifest.update_encoding != agreed:
+        raise ManifestRefusedError(
+            DropCode.MANIFEST_INVALID,
+            f"it wants updates as {manifest.update_encoding}, not {agreed}",
+        )
     if set(manifest.strategy_config) - STRATEGY_CONFIG_ALLOWED:
         raise ManifestRefusedError(
             DropCode.MANIFEST_INVALID, "it holds a setting that no strategy may give to a site"

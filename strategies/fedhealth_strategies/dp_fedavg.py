@@ -11,7 +11,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.aggregation import SiteLevelMechanism, SiteLevelRelease
+from fedhealth.errors import ConfigError
 from fedhealth.privacy.randomness import Randomness
 from fedhealth_strategies.adaptive_clipping import AdaptiveClipping
 from fedhealth_strategies.clipped_sum import ClippedSum, Noise
@@ -91,6 +93,21 @@ class DpFedAvg(NoisedMean):
             if adaptive_clipping
             else None
         )
+
+    def check_study(self, study: Study, run: RunPlan) -> None:  # noqa: ARG002 - the hook's shape
+        """Refuse updates in 8 bits with adaptive clipping.
+
+        Raises:
+            ConfigError: FH-STRATEGY-024.
+        """
+        if self._adaptive is not None and study.federation.update_bits != 32:  # noqa: PLR2004 - the key's own value
+            raise ConfigError(
+                "FH-STRATEGY-024",
+                "adaptive_clipping does not go with federation.update_bits 8.",
+                why="It counts updates that no site has clipped, by their length; a rounded update has another length, "
+                "so that the clipping norm would follow the rounding.",
+                fix="Write `update_bits: 32`, or `adaptive_clipping: false` and a fixed clipping_norm.",
+            )
 
     @property
     def update_multiplier(self) -> float:

@@ -14,7 +14,10 @@ NUM_FIRST, NUM_SECOND = 40, 60
 
 
 class Scripted:
-    """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_round`."""
+    """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_round`.
+
+    `slope` also adds itself times a value's place in the vector, so that not all values move alike.
+    """
 
     supports_patient_gradients = True
     supports_patient_privacy = True  # with option `carries_out`, it also claims to have done it
@@ -49,7 +52,8 @@ class Session:
     def train(self, vector: Vector, task: RoundTask) -> LocalUpdate:
         self._wait(task)
         step = float(self._options.get("step", 1.0)) * self._number
-        tensors = self._spec.unflatten((vector + np.float32(step)).astype(np.float32))
+        more = float(self._options.get("slope", 0.0)) * np.arange(vector.size, dtype=np.float32)
+        tensors = self._spec.unflatten((vector + np.float32(step) + more).astype(np.float32))
         if not self._options.get("ignores_frozen", False):
             came = self._spec.unflatten(vector)
             tensors = {n: came[n] if n in task.frozen else tensor for n, tensor in tensors.items()}

@@ -8,6 +8,7 @@ import pytest
 
 from fedhealth.contracts.codes import SERVER_CODES, DropCode
 from fedhealth.contracts.tensors import vector_bytes
+from fedhealth.contracts.update_encoding import encode_change
 from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import Contribution
 from fedhealth.server.contributions import Verdict, verify_contribution
@@ -62,7 +63,7 @@ def verdict(
         Contribution.payload_type(), statement(two, sent, **(said or {}))
     )
     digest = asked.sign(two.server_key).payload_digest
-    return verify_contribution(signed, sent, asked, digest, two.line("site-1"))
+    return verify_contribution(signed, sent, asked, digest, two.line("site-1"), origin=two.model())
 
 
 def test_a_contribution_of_the_enrolled_site_counts(two: Consortium) -> None:
@@ -169,3 +170,84 @@ def test_a_closing_trip_brings_metrics_and_no_payload(two: Consortium) -> None:
     assert verdict(two, b"", manifest=manifest, said=said).drop_code is None
     found = verdict(two, b"1234", manifest=manifest, said=said)
     assert found.drop_code is DropCode.CONTRIBUTION_INVALID
+
+
+def in_8_bits(two: Consortium) -> bytes:
+    new = two.model() + np.linspace(-1, 2, two.spec.num_elements, dtype=np.float32)
+    return encode_change(two.model(), new, two.spec, lambda count: np.zeros(count, np.uint64))
+
+
+def verdict_on_8_bits(
+    two: Consortium, payload: bytes, said: dict[str, Any] | None = None, asked: str = "int8"
+) -> Verdict:
+    return verdict(
+        two,
+        payload,
+        manifest={"update_encoding": asked},
+        said={
+            "update_encoding": "int8",
+            "manifest_sha256": two.signed(update_encoding=asked).payload_digest,
+        }
+        | (said or {}),
+    )
+
+
+def test_an_update_in_8_bits_counts_as_the_model_that_is_read_out_of_it(two: Consortium) -> None:
+    payload = in_8_bits(two)
+    found = verdict_on_8_bits(two, payload)
+    assert found.drop_code is None
+    assert found.contribution is not None
+    # What is signed is the digest of the bytes that came, so that they can be held against it later.
+    assert found.contribution.update_sha256 == hashlib.sha256(payload).hexdigest()
+    assert found.vector is not None
+    wanted = np.linspace(-1, 2, two.spec.num_elements)
+    assert np.abs(found.vector - wanted).max() <= 2 / 127 + 1e-6
+    assert found.vector.dtype == np.float32
+
+
+def test_an_update_in_8_bits_that_is_not_of_the_form_is_refused(two: Consortium) -> None:
+    good = in_8_bits(two)
+    nan = np.array([np.nan], "<f4").tobytes()
+    wrong_size = (good[:-1], good + b"\0", bytes(vector_bytes(two.model())), good[4:])
+    for payload in wrong_size:
+        assert verdict_on_8_bits(two, payload).drop_code is DropCode.WRONG_SPEC
+    for payload in (nan + good[4:], good[:-1] + b"\x80"):
+        assert verdict_on_8_bits(two, payload).drop_code is DropCode.CONTRIBUTION_INVALID
+
+
+def test_a_form_that_the_manifest_did_not_ask_for_is_refused(two: Consortium) -> None:
+    good = in_8_bits(two)
+    refused = DropCode.CONTRIBUTION_INVALID
+    assert verdict_on_8_bits(two, good, asked="float32").drop_code is refused
+    assert verdict_on_8_bits(two, good, {"update_encoding": "float32"}).drop_code is refused
+    plain = verdict_on_8_bits(two, update(two), {"update_encoding": "float32"})
+    assert (plain.drop_code, plain.vector) == (refused, None)
+    as_asked = verdict_on_8_bits(two, update(two), {"update_encoding": "float32"}, "float32")
+    assert as_asked.drop_code is None
+    for unknown in ("int4", "top_k", "", None, 8):
+        found = verdict_on_8_bits(two, good, {"update_encoding": unknown})
+        assert (found.drop_code, found.contribution) == (refused, None)
+
+
+def test_a_digest_of_what_was_read_is_not_a_digest_of_what_came(two: Consortium) -> None:
+    found = verdict_on_8_bits(two, in_8_bits(two))
+    assert found.vector is not None
+    read = hashlib.sha256(vector_bytes(found.vector)).hexdigest()
+    again = verdict_on_8_bits(two, in_8_bits(two), {"update_sha256": read})
+    assert again.drop_code is DropCode.CONTRIBUTION_INVALID
+
+
+def test_a_scale_that_makes_a_model_infinite_is_refused(two: Consortium) -> None:
+    scales = np.full(len(two.spec.entries), 3.4e38, "<f4").tobytes()
+    levels = np.full(two.spec.num_elements, 127, np.int8).tobytes()
+    origin = np.full(two.spec.num_elements, 3e38, np.float32)
+    sent = scales + levels
+    asked = two.manifest(update_encoding="int8")
+    signed = two.site_key("site-1").sign(
+        Contribution.payload_type(),
+        statement(two, sent, update_encoding="int8")
+        | {"manifest_sha256": asked.sign(two.server_key).payload_digest},
+    )
+    digest = asked.sign(two.server_key).payload_digest
+    found = verify_contribution(signed, sent, asked, digest, two.line("site-1"), origin=origin)
+    assert (found.drop_code, found.vector) == (DropCode.NON_FINITE, None)

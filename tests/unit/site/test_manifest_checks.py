@@ -92,6 +92,7 @@ def with_cohort(*members: tuple[str, str]) -> dict[str, Any]:
         ({"round_number": NUM_ROUNDS + 1}, DropCode.STUDY_MISMATCH),
         ({"round_number": NUM_ROUNDS + 2, "kind": "evaluate"}, DropCode.STUDY_MISMATCH),
         ({"strategy_config": {"num_patients": 1}}, DropCode.MANIFEST_INVALID),
+        ({"update_encoding": "int8"}, DropCode.MANIFEST_INVALID),
         (with_cohort(("site-8", HEX), ("site-9", "cd" * 32)), DropCode.COHORT_REFUSED),
         (with_cohort(("site-1", HEX), ("site-9", "cd" * 32)), DropCode.COHORT_REFUSED),
     ],
