@@ -118,6 +118,10 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "Shares.manifest_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the manifest"),
     "Shares.site_id": (Leaves.PUBLIC, "name of the hospital"),
     "Shares.shares_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the shares"),
+    "BenefitRow.is_simulation": (
+        Leaves.PUBLIC,
+        "whether the hospitals were one process on one machine",
+    ),
     "BenefitRow.study_id": (Leaves.PUBLIC, "repeats the study"),
     "BenefitRow.study_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the study file"),
     "BenefitRow.site_id": (Leaves.PUBLIC, "name of the hospital"),
