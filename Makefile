@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Distributions of their own; tests/plugins is for tests only.
 LOCAL := sites/synthetic sites/heart tests/plugins
 INSTALLED := $(VENV)/.installed
+WITH_RAY := $(VENV)/.installed-ray
 ARGS ?=
 
 # One thread for a worker's tensor library is the product's default too; results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types unit bench clean docs
+.PHONY: demo test lint types unit bench clean docs ray
 
 demo: $(INSTALLED)  ## three hospitals on this machine, five rounds, a report for each (ARGS="--study heart")
 	$(BIN)/fedhealth demo $(ARGS)
@@ -41,6 +42,9 @@ endif
 bench: $(INSTALLED)  ## every benchmark in its quick form
 	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" --quick $(ARGS); done
 
+ray: $(WITH_RAY)  ## install Ray (74 MB, on no other target's list), and run the tests that need it
+	$(BIN)/pytest tests/processes/test_ray_simulation.py tests/flower_contract/test_ray.py
+
 docs: $(INSTALLED)  ## write the generated pages of docs/reference
 	$(BIN)/python docs/generate_reference.py docs/reference
 
@@ -51,6 +55,10 @@ clean:  ## caches and build products; the environment stays (rm -r .venv)
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or say make PYTHON=/its/path" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(WITH_RAY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
+	@touch $@
 
 # Editable, so that a change in the tree needs no new installation; a change of a pyproject.toml does.
 $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(LOCAL:%=%/pyproject.toml)

@@ -34,7 +34,7 @@ class Commands(LazyGroup):
         "demo": ("fedhealth.cli.demo", "A whole federation on this machine."),
         "simulate": (
             "fedhealth.cli.simulate",
-            "A study with many hospitals in one process, to try it out.",
+            "A study with many hospitals in one process or on Ray, to try it out.",
         ),
         "site": ("fedhealth.cli.site", "Join a study, train in its rounds, keep the results."),
         "model": ("fedhealth.cli.model", "Export a trained model, recalibrate it at a site."),

@@ -1,8 +1,8 @@
-"""`fedhealth simulate`: a study with many hospitals on this machine, without processes or network."""
+"""`fedhealth simulate`: a study with many hospitals, in one process or on Ray."""
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,8 +12,9 @@ from fedhealth.errors import UsageError
 if TYPE_CHECKING:
     from fedhealth.config.site import SiteConfig
     from fedhealth.config.study import Study
+    from fedhealth.simulation import InProcess, OnRay
 
-app = new_app("A study with many hospitals in one process, to try it out.")
+app = new_app("A study with many hospitals in one process or on Ray, to try it out.")
 
 
 @app.command()
@@ -47,6 +48,25 @@ def simulate(  # noqa: PLR0917 - typer passes options by name
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the hospitals' homes and generated data.")
     ] = False,
+    backend: Annotated[
+        Literal["in-process", "ray"],
+        typer.Option(help="Hospitals one after the other in this process, or side by side on Ray."),
+    ] = "in-process",
+    cpus_per_hospital: Annotated[
+        int | None,
+        typer.Option(help="With ray: cores of a hospital at work; 1 by default.", min=1),
+    ] = None,
+    gpus_per_hospital: Annotated[
+        float | None,
+        typer.Option(help="With ray: its share of a GPU; none by default.", min=0),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="With ray: a cluster that runs already; by default Ray starts on this machine.",
+            metavar="HOST:PORT",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Simulate a study. Example: fedhealth simulate study.yaml --num-sites 20 --option site_index={index}."""
@@ -56,6 +76,7 @@ def simulate(  # noqa: PLR0917 - typer passes options by name
     from fedhealth.config.load import load_study
     from fedhealth.simulation import simulate as run_simulation
 
+    chosen_backend = _backend(backend, cpus_per_hospital, gpus_per_hospital, ray_address)
     loaded = load_study(study)
     require_no_errors(study, check_whole_study(loaded, build=False))
     loaded = loaded if seed is None else loaded.model_copy(update={"seed": seed})
@@ -63,12 +84,13 @@ def simulate(  # noqa: PLR0917 - typer passes options by name
     chosen = _sites(
         loaded, folder, site or [], sites_dir, num_sites, package, option or [], train_size
     )
+    where = "" if backend == "in-process" else " on Ray"
     say(
-        f"simulating {loaded.id} with {len(chosen)} hospitals in {folder}; Ctrl-C, then the same "
+        f"simulating {loaded.id} with {len(chosen)} hospitals{where} in {folder}; Ctrl-C, then the same "
         "command with --out, goes on from the last round"
     )
     progress = ProgressLine()
-    done = run_simulation(loaded, chosen, folder, progress)
+    done = run_simulation(loaded, chosen, folder, progress, backend=chosen_backend)
     progress.close()
     result = payload(done)
     for line in text(result, table):
@@ -108,3 +130,30 @@ def _sites(  # noqa: PLR0917 - what the command line gave
         options=parse_options(options),
         train_size=train_size,
     )
+
+
+def _backend(
+    name: Literal["in-process", "ray"],
+    cpus_per_hospital: int | None,
+    gpus_per_hospital: float | None,
+    address: str | None,
+) -> "InProcess | OnRay":
+    from fedhealth.simulation import InProcess, OnRay, RayOptions, require_ray
+
+    if name == "ray":
+        require_ray()
+        return OnRay(
+            options=RayOptions(
+                cpus_per_hospital=cpus_per_hospital or 1,
+                gpus_per_hospital=gpus_per_hospital or 0.0,
+                address=address,
+            )
+        )
+    if any(value is not None for value in (cpus_per_hospital, gpus_per_hospital, address)):
+        raise UsageError(
+            "FH-RAY-007",
+            "--cpus-per-hospital, --gpus-per-hospital and --ray-address are for --backend ray.",
+            why="In one process hospitals compute one after the other, on one core.",
+            fix="Add --backend ray, or leave them out.",
+        )
+    return InProcess()

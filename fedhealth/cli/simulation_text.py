@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fedhealth.simulation import Progress, SimulatedRun, Simulation
 
 Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
-NOTE = "A simulation: one process on one machine. Records and pages say so; they are no evidence about a hospital."
+NOTE = "A simulation: all hospitals were one party. Records and pages say so; they are no evidence about a hospital."
 
 
 class ProgressLine:

@@ -100,6 +100,14 @@ def superlink(place: SuperLinkPlace) -> Command:
     ]  # fmt: skip
 
 
+def simulation_superlink(place: SuperLinkPlace) -> Command:
+    """The same for simulated SuperNodes, which live in a run's `flwr-simulation` process and never connect."""
+    return [
+        *(part for part in superlink(place) if part != "--enable-supernode-auth"),
+        "--simulation",
+    ]
+
+
 def server_superexec(place: SuperLinkPlace) -> Command:
     """The process that starts our ServerApp when a run was submitted."""
     return [
@@ -173,6 +181,25 @@ def write_serverapp_wrapper(folder: Path, log_dir: Path) -> Path:
     return folder
 
 
+def write_simulation_commands(folder: Path, log_dir: Path, workdir: Path) -> Path:
+    """Put our `flwr-simulation` into `folder`, and refusals of all other tasks.
+
+    Args:
+        folder: what SuperExec is given first on its PATH.
+        log_dir: output goes to `simulation.log` there; Flower would throw it away.
+        workdir: where the process and what Ray starts run; Ray puts it on the path of its workers.
+    """
+    for name in (*REFUSED_TASKS, "flwr-clientapp"):
+        write_atomically(folder / name, b"#!/bin/sh\nexit 1\n", mode=0o700)
+    line = shlex.join([sys.executable, "-I", "-m", "fedhealth.flower.simulation_process"])
+    log_path = shlex.quote(str(log_dir / "simulation.log"))
+    text = (
+        f'#!/bin/sh\ncd {shlex.quote(str(workdir))} || exit 1\nexec {line} "$@" >>{log_path} 2>&1\n'
+    )
+    write_atomically(folder / "flwr-simulation", text.encode(), mode=0o700)
+    return folder
+
+
 def write_connection(flwr_home: Path, address: str, ca_certificate: Path) -> None:
     """The `config.toml` with which `flwr` finds our SuperLink."""
     text = (
@@ -182,7 +209,13 @@ def write_connection(flwr_home: Path, address: str, ca_certificate: Path) -> Non
     write_atomically(flwr_home / "config.toml", text.encode())
 
 
-def write_thin_app(folder: Path, flwr_version: str) -> Path:
+SERVER_APP: Final = "fedhealth.flower.server_app:app"
+CLIENT_APP: Final = "fedhealth.flower.client_app:app"
+
+
+def write_thin_app(
+    folder: Path, flwr_version: str, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
+) -> Path:
     """The Flower app that is shipped: one file, whose components are the *installed* package."""
     text = f"""[project]
 name = "fedhealth-relay"
@@ -195,8 +228,8 @@ dependencies = ["flwr=={flwr_version}"]
 publisher = "fedhealth"
 
 [tool.flwr.app.components]
-serverapp = "fedhealth.flower.server_app:app"
-clientapp = "fedhealth.flower.client_app:app"
+serverapp = "{server_app}"
+clientapp = "{client_app}"
 
 [tool.flwr.app.config]
 run-name = ""

@@ -1,10 +1,7 @@
 """`fedhealth server run`: gateway, SuperLink, SuperExec and the runs of a study, one after the other."""
 
 import json
-import os
 import signal
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -13,29 +10,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import httpx
-
 from fedhealth.config.server import ServerConfig
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.durable import exclusive, read_json, write_atomically, write_json
 from fedhealth.errors import (
     ConfigError,
+    EvidenceError,
     ExitCode,
     FedHealthError,
+    GateRefusedError,
+    PrivacyError,
     QuorumError,
+    SiteDataError,
     TransportError,
     UsageError,
 )
 from fedhealth.flower import launch
+from fedhealth.flower.control import flwr, wait_healthy
 from fedhealth.flower.server_app import HOME_VARIABLE
 from fedhealth.server.home import ServerHome
 from fedhealth.server.roster import RosterLine, read_roster
 from fedhealth.supervision.children import Child, Children
-from fedhealth.supervision.die_with_parent import die_with_parent
 from fedhealth.supervision.ports import free_port, require_free_port
 
-START_S: Final = 90.0
-FLWR_S: Final = 60.0
 ROSTER_POLL_S: Final = 1.0
 
 
@@ -134,22 +131,8 @@ class ServerProcesses:
         self.progress.note(f"listening on {self.config.listen_host}:{self.config.port} (TLS)")
 
     def _wait_healthy(self, url: str, child: Child) -> None:
-        context = ssl.create_default_context(cafile=str(self.home.keys / "ca.crt"))
-        deadline = time.monotonic() + START_S
-        with httpx.Client(verify=context, trust_env=False) as client:
-            while not self.stopping.is_set():
-                if child.exit_code() is not None or time.monotonic() > deadline:
-                    raise TransportError(
-                        "FH-SERVER-001",
-                        f"{child.name} did not start.",
-                        why="Sites cannot reach the study without it.",
-                        fix=f"Look at {child.log_path}.",
-                    )
-                try:
-                    if client.get(url, timeout=2).is_success:
-                        return
-                except httpx.HTTPError:
-                    self.stopping.wait(0.1)
+        ca_certificate = self.home.keys / "ca.crt"
+        wait_healthy(url, child, ca_certificate=ca_certificate, stopping=self.stopping)
 
     def _reconcile(self) -> None:
         """Make the SuperLink's register of node keys equal to the roster."""
@@ -172,33 +155,7 @@ class ServerProcesses:
         return int(answer["node-id"])
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Flower's command line, as JSON.
-
-        Raises:
-            TransportError: FH-SERVER-002 it failed.
-        """
-        supervisor = os.getpid()
-        done = subprocess.run(
-            [str(launch.script("flwr")), *arguments, "--format", "json"],
-            env=self._environment,
-            capture_output=True,
-            timeout=FLWR_S,
-            check=False,
-            preexec_fn=lambda: die_with_parent(supervisor),
-        )
-        try:
-            answer: dict[str, Any] = json.loads(done.stdout)
-        except ValueError:
-            answer = {}
-        if done.returncode != 0 or not answer.get("success"):
-            detail = str(answer.get("error-message", ""))[:300]
-            raise TransportError(
-                "FH-SERVER-002",
-                f"`flwr {arguments[0]} {arguments[1]}` failed. {detail}",
-                why="The SuperLink did not accept what the server asked for.",
-                fix=f"Look at {self.home.logs / 'superlink.log'}.",
-            )
-        return answer
+        return flwr(*arguments, environment=self._environment, logs=self.home.logs)
 
     def _do(self, run: RunPlan) -> None:
         folder = self.home.run(run.name)
@@ -268,14 +225,26 @@ def _local(config: ServerConfig) -> str:
     return f"{host}:{config.port}"
 
 
+_FAILURES: Final[dict[ExitCode, type[FedHealthError]]] = {
+    kind.exit_code: kind
+    for kind in (
+        UsageError,
+        ConfigError,
+        SiteDataError,
+        PrivacyError,
+        GateRefusedError,
+        TransportError,
+        EvidenceError,
+        QuorumError,
+    )
+}
+
+
 def raise_failure(outcome: dict[str, Any]) -> None:
     """Raise what the ServerApp wrote; nothing when the run completed."""
     if outcome["state"] == "completed":
         return
-    kind: type[FedHealthError] = {
-        ExitCode.NO_QUORUM: QuorumError,
-        ExitCode.CONFIG: ConfigError,
-    }.get(ExitCode(outcome["exit_code"]), FedHealthError)
+    kind = _FAILURES.get(ExitCode(outcome["exit_code"]), FedHealthError)
     raise kind(outcome["code"], outcome["what"], why=outcome["why"], fix=outcome["fix"])
 
 

@@ -24,7 +24,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """One run, from its last checkpoint. How it ended goes to `outcome.json`, not through Flower."""
     home = ServerHome(Path(os.environ[HOME_VARIABLE]))
-    _configure_log(home)
+    configure_log(home)
     with contextlib.suppress(FedHealthError):  # outcome.json says it
         run_to_outcome(
             home,
@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
         )
 
 
-def _configure_log(home: ServerHome) -> None:
+def configure_log(home: ServerHome) -> None:
     """Our own log only: Flower's and httpx's would fill the file with one line per request."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

@@ -63,7 +63,7 @@ class FlowerTransport:
         own: RecordDict | None = None
         for site_id in sites:
             if site_id not in nodes:
-                yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
+                yield dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
                 continue
             own = content
             if own is None:
@@ -73,33 +73,12 @@ class FlowerTransport:
             if message_id:
                 outstanding[message_id] = site_id
             else:
-                yield _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
+                yield dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
         message = own = None
         del content, payload
-        while outstanding and time.monotonic() - begin < ttl_s + LATE_S:
-            for message_id in list(outstanding):
-                reply = self._pull(message_id, outstanding[message_id], begin)
-                if reply is not None:
-                    del outstanding[message_id]
-                    yield reply
-                    del reply  # a whole update: not while the next one is awaited
-            if is_enough is not None and is_enough():
-                return
-            time.sleep(POLL_S)
-        for site_id in outstanding.values():
-            yield _dropped(site_id, DropCode.DEADLINE, begin)
-
-    def _pull(self, message_id: str, site_id: str, begin: float) -> RawReply | None:
-        """The reply to one message, if it is there; what Flower cannot read is a fault of its site."""
-        try:
-            for message in self._grid.pull_messages([message_id]):
-                return _raw_reply(message, site_id, begin)
-        except (httpx.HTTPError, ConnectionError):
-            raise  # the SuperLink, not the site
-        except Exception as error:  # noqa: BLE001 - one hostile site must not end the run
-            log.warning("unreadable reply site=%s error=%s", site_id, type(error).__name__)
-            return _dropped(site_id, DropCode.PROTOCOL, begin)
-        return None
+        yield from replies(
+            self._grid, outstanding, begin, patience_s=ttl_s + LATE_S, is_enough=is_enough
+        )
 
     def _nodes(self) -> dict[str, int]:
         """Site id to node id, by the key that the SuperLink authenticated."""
@@ -112,10 +91,54 @@ class FlowerTransport:
         return nodes
 
 
+def replies(
+    grid: Grid,
+    outstanding: dict[str, str],
+    begin: float,
+    *,
+    patience_s: float,
+    is_enough: Callable[[], bool] | None = None,
+) -> Iterator[RawReply]:
+    """Replies as they come, until `is_enough`; who has not answered `patience_s` after `begin` missed the deadline.
+
+    Args:
+        grid: Flower's.
+        outstanding: site id by message id; emptied as replies come.
+        begin: when the messages were pushed, by the monotonic clock.
+        patience_s: how long to wait.
+        is_enough: asked between replies.
+    """
+    while outstanding and time.monotonic() - begin < patience_s:
+        for message_id in list(outstanding):
+            reply = _pull(grid, message_id, outstanding[message_id], begin)
+            if reply is not None:
+                del outstanding[message_id]
+                yield reply
+                del reply  # a whole update: not while the next one is awaited
+        if is_enough is not None and is_enough():
+            return
+        time.sleep(POLL_S)
+    for site_id in outstanding.values():
+        yield dropped(site_id, DropCode.DEADLINE, begin)
+
+
+def _pull(grid: Grid, message_id: str, site_id: str, begin: float) -> RawReply | None:
+    """The reply to one message, if it is there; what Flower cannot read is a fault of its site."""
+    try:
+        for message in grid.pull_messages([message_id]):
+            return _raw_reply(message, site_id, begin)
+    except (httpx.HTTPError, ConnectionError):
+        raise  # the SuperLink, not the site
+    except Exception as error:  # noqa: BLE001 - one hostile site must not end the run
+        log.warning("unreadable reply site=%s error=%s", site_id, type(error).__name__)
+        return dropped(site_id, DropCode.PROTOCOL, begin)
+    return None
+
+
 def _raw_reply(message: Message, site_id: str, begin: float) -> RawReply:
     if message.has_error():
         # Flower's error reasons are free text from a site's process: only the fact is kept.
-        return _dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
+        return dropped(site_id, DropCode.NODE_UNAVAILABLE, begin)
     try:
         reply = unpack_reply(message.content)
     except EvidenceError:
@@ -129,7 +152,8 @@ def _raw_reply(message: Message, site_id: str, begin: float) -> RawReply:
     )
 
 
-def _dropped(site_id: str, code: DropCode, begin: float) -> RawReply:
+def dropped(site_id: str, code: DropCode, begin: float) -> RawReply:
+    """What stands for a reply that did not come."""
     return RawReply(
         site_id=site_id,
         envelope=None,

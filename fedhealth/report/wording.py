@@ -11,7 +11,7 @@ from fedhealth.report.record import NotEvidenced, SiteStatus, VoidReason
 
 BANNER: Final = "Evidence report. It does not determine compliance."
 SIMULATION: Final = (
-    "All hospitals of this page were one process on one machine: keys, budgets and messages are made up, "
+    "All hospitals of this page were simulated by one party: keys, budgets and messages are made up, "
     "and nothing here is evidence about a real hospital."
 )
 

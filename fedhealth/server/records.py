@@ -51,7 +51,7 @@ def round_record(
         run: the run's plan.
         roster: admitted sites; those outside the cohort are listed as not invited.
         wire: bytes of this round by node key; empty when the gateway could not be asked.
-        is_simulation: all hospitals were one process on one machine.
+        is_simulation: all hospitals were simulated by one party.
     """
     manifest = outcome.manifest
     tensors = tuple(

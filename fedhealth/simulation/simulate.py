@@ -1,16 +1,13 @@
-"""`simulate`: a whole study on one machine, and what others build on: final models, records, every hospital's context.
+"""`simulate`: a whole study by one party, and what others build on: final models, records, every hospital's context.
 
 Called by `fedhealth simulate` and by research code.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +18,14 @@ from fedhealth.contracts.local_training import SiteContext
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.durable import exclusive, read_json, without_sync
 from fedhealth.errors import FedHealthError, QuorumError
-from fedhealth.flower.one_run import run_to_outcome
-from fedhealth.flower.task import flower_task
 from fedhealth.report.record import RoundRecord
-from fedhealth.report.write import read_rounds, write_pages, write_record
+from fedhealth.report.write import read_rounds, write_pages
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.home import ServerHome
-from fedhealth.server.recorder import Recorder
-from fedhealth.server.roster import read_roster
+from fedhealth.simulation.backends import Backend, InProcess
 from fedhealth.simulation.hospitals import DATA_FOLDER, require_distinct
-from fedhealth.simulation.in_process import InProcessSite, InProcessTransport, resident_bytes
+from fedhealth.simulation.in_process import InProcessSite
 from fedhealth.simulation.provision import provision, site_home
-
-MEMORY_SHARE: Final = 0.6
-"""Of the memory that is free at the start, for hospitals that stay open between rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,53 +84,47 @@ def simulate(
     folder: Path,
     on_progress: Callable[[Progress], None] = lambda _: None,
     *,
-    memory_limit_bytes: int | None = None,
+    backend: Backend | None = None,
 ) -> Simulation:
-    """Run every run of a study with all hospitals in this process.
+    """Run every run of a study with all hospitals on this machine, or on a cluster of Ray.
 
     The rounds, the strategies, local training, privacy, masks, gate, ledger and records are those of a real
-    federation; left out are processes and the network. A folder of an interrupted simulation is gone on with.
+    federation; left out are its processes and the network. A folder of an interrupted simulation is gone on with,
+    by whatever backend.
 
     Args:
         study: what is simulated.
         sites: the hospitals, each with its package, size and policy.
         folder: new, or that of the same simulation.
         on_progress: told after every round, and of hospitals that do not start.
-        memory_limit_bytes: resident memory up to which hospitals stay open between rounds; None: most of what is
-            free.
+        backend: where hospitals compute; None: in this process, one after the other.
 
     Raises:
         UsageError: FH-USAGE-050 the folder holds something else, FH-USAGE-052 two hospitals have one id.
         QuorumError: too few hospitals started, or too many rounds were void.
         ConfigError, AggregationError: the study or its strategy cannot run.
+        FedHealthError: as the backend's `open`.
     """
     require_distinct(sites)
     begin = time.monotonic()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / "lock", what="a simulation"), _one_thread(), without_sync():
+    with exclusive(folder / "lock", what="a simulation"), without_sync():
         server = provision(study, sites, folder)
         tell = _Tell(on_progress, begin)
         open_runs = [run for run in study.runs if not _is_complete(server, run)]
         started, absent = _start(
             study, sites if open_runs or _has_sites(folder) else (), folder, tell
         )
-        limit = memory_limit_bytes or resident_bytes() + int(MEMORY_SHARE * _available_bytes())
-        transport = InProcessTransport(
-            started, lambda: read_roster(server.roster), memory_limit_bytes=limit
-        )
-        for run in open_runs:
+        if open_runs:
             _require_cohort(study, started, absent)
-            number = 1 + study.runs.index(run)
-            write = partial(write_record, server.run(run.name).reports)
-            recorder = Recorder(server, study, run, write=write, watch=tell.of_run(run))
-            try:
-                with flower_task(run_id=number):
-                    run_to_outcome(
-                        server, run.name, transport, flower_run_id=str(number), recorder=recorder
-                    )
-            finally:
-                write_pages(server.run(run.name).reports, study.title)
+            chosen = InProcess() if backend is None else backend
+            with chosen.open(server, study, started) as run_one:
+                for run in open_runs:
+                    try:
+                        run_one(run, tell.of_run(run))
+                    finally:
+                        write_pages(server.run(run.name).reports, study.title)
         return Simulation(
             study=study,
             folder=folder,
@@ -214,23 +199,3 @@ def _finished(server: ServerHome, run: RunPlan) -> SimulatedRun:
         records=tuple(read_rounds(folder.reports)),
         reports=folder.reports,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small models train fastest on one thread, and the sums of two threads may differ in their last bits."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

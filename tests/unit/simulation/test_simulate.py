@@ -17,7 +17,7 @@ from fedhealth.errors import AggregationError, QuorumError, UsageError
 from fedhealth.evidence.journal import verify_journal
 from fedhealth.report.record import SiteStatus
 from fedhealth.report.write import read_rounds
-from fedhealth.simulation import Progress, Simulation, simulate
+from fedhealth.simulation import InProcess, Progress, Simulation, simulate
 from fedhealth.site.home import SiteHome
 
 from .conftest import content, hospitals, masks
@@ -70,7 +70,7 @@ def test_every_record_and_page_says_that_it_is_a_simulation(as_study: Any, tmp_p
     pages = sorted(reports.glob("*.html"))
     assert len(pages) == 4
     for page in pages:
-        assert "All hospitals of this page were one process on one machine" in page.read_text()
+        assert "All hospitals of this page were simulated by one party" in page.read_text()
 
 
 def test_progress_is_told_after_every_round(as_study: Any, tmp_path: Path) -> None:
@@ -260,7 +260,9 @@ def test_hospitals_beyond_the_memory_limit_are_reopened_and_give_the_same_model(
 ) -> None:
     study = as_study(content({"step": 0.5}, num_rounds=2))
     kept = simulate(study, hospitals(tmp_path), tmp_path / "kept")
-    tight = simulate(study, hospitals(tmp_path), tmp_path / "tight", memory_limit_bytes=1)
+    tight = simulate(
+        study, hospitals(tmp_path), tmp_path / "tight", backend=InProcess(memory_limit_bytes=1)
+    )
     assert run_of(kept).vector.tobytes() == run_of(tight).vector.tobytes()
 
 
