@@ -64,6 +64,7 @@ def render_round(
         coverage=coverage_section(record.coverage, record.status, record.kind),
         means=figures.mean_rows(record),
         personalisation=wording.PERSONALISATION[record.personalisation],
+        judged=wording.JUDGED[record.personalisation],
         laps=[
             ("gathering hospitals", laps.gather_s),
             ("sending, training and answering", laps.exchange_s),
@@ -118,6 +119,7 @@ def render_run(
         rows=rows,
         final=ordered[-1],
         personalisation=wording.PERSONALISATION[ordered[-1].personalisation],
+        judged=wording.JUDGED[ordered[-1].personalisation],
         digest=record_digest(run),
     )
 

@@ -145,11 +145,28 @@ PERSONALISATION: Final[dict[str, str]] = {
     "fine_tune": "Fine-tuning: each hospital may train the final model on, by itself; that model never leaves it.",
 }
 
+OWN_TENSORS_JUDGED: Final = "the shared model with each hospital's own tensors in it"
+OWN_MODEL_JUDGED: Final = "each hospital's own model"
+
+JUDGED: Final[dict[str, str]] = {
+    "none": "the shared model",
+    "private_blocks": OWN_TENSORS_JUDGED,
+    "private_head": OWN_TENSORS_JUDGED,
+    "fedrep": OWN_TENSORS_JUDGED,
+    "local_norm": OWN_TENSORS_JUDGED,
+    "mr_mtl": OWN_MODEL_JUDGED,
+    "ditto": OWN_MODEL_JUDGED,
+    "fine_tune": "the shared model, which no hospital has trained on yet",
+}
+"""Which model the metrics of a run are of."""
+
 KEPT_BACK: Final[dict[str, str]] = {
     "private_head": " The hospital's private head is not among them.",
     "fedrep": " The hospital's private head is not among them.",
     "local_norm": " The hospital's own normalisation weights are not among them.",
     "private_blocks": " The hospital's private blocks are not among them.",
+    "mr_mtl": " They are the incoming model plus the change of the hospital's own model.",
+    "ditto": " The hospital's own model is not among them.",
 }
 """Follows the sentence that says what an update holds."""
 
@@ -201,6 +218,9 @@ KEPT_NOISED: Final[dict[str, str]] = {
     "fedrep": "The private head was clipped and noised in steps of its own, and did not leave.",
     "local_norm": "The own normalisation weights were clipped and noised with the shared tensors, and did not leave.",
     "private_blocks": "Private blocks were clipped and noised with the shared tensors, and did not leave.",
+    "mr_mtl": "The hospital's own model is made of the same noised steps.",
+    "ditto": "The hospital's own model was clipped and noised in steps of its own, and did not leave.",
+    "fine_tune": "A model that a hospital trains on after the run is made without noise: this bound is not about it.",
 }
 
 

@@ -2,12 +2,15 @@
 
 import base64
 import hashlib
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from fedhealth.config.personalisation import PersonalisationName
 from fedhealth.contracts.codes import DropCode
 from fedhealth.report import charts, wording
 from fedhealth.report.figures import bytes_short, grouped, seconds
@@ -215,3 +218,15 @@ def test_durations_read_well(value: float, text: str) -> None:
 
 def test_large_counts_are_grouped() -> None:
     assert grouped(25_000_000) == "25\u202f000\u202f000"
+
+
+@pytest.mark.parametrize("method", get_args(PersonalisationName))
+def test_pages_say_which_model_the_metrics_are_of_and_what_the_bound_is_about(method: str) -> None:
+    rounds = [r.model_copy(update={"personalisation": method}) for r in ROUNDS]
+    whole, single = render_run("t", rounds), render_round(rounds[0], previous=None)
+    judged = wording.JUDGED[method]
+    assert f"Metrics of {judged}, on each" in html.unescape(whole)
+    assert f"Evaluation is of {judged} as" in html.unescape(single)
+    assert ("own" in judged) == (method not in {"none", "fine_tune"})
+    if method != "none":
+        assert wording.KEPT_NOISED[method] in html.unescape(single)
