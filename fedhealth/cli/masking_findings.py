@@ -62,15 +62,29 @@ def masking_findings(study: Study) -> Iterator[Finding]:
                 "uniform where it must not be known."
             )
             yield Finding(level="note", code="FH-SECAGG-028", text=text)
-    has_noise = study.privacy is not None or masks.distributed_privacy is not None
-    if len(study.modalities) > 1 and not (study.averages_by_modality or has_noise):
+    if masks.distributed_privacy is None and study.privacy is None:
+        yield from _without_noise(study, least)
+    yield from _noise(study)
+
+
+def _without_noise(study: Study, least: int) -> Iterator[Finding]:
+    """What a sum tells where nothing but masks hides a site."""
+    if len(study.modalities) > 1 and not study.averages_by_modality:
         text = (
             f"sites without a modality add nothing to its encoder: a round takes place only where each modality was "
             f"declared by none of its sites or by {least}. Write federation.average_encoders_over: "
             "sites_with_modality where fewer have one."
         )
         yield Finding(level="note", code="FH-SECAGG-029", text=text)
-    yield from _noise(study)
+    if study.training.optimizer.name != "sgd" and study.training.local_steps == 1:
+        sized = [run.name for run in study.runs if weighs_by_size(study, run)]
+        if sized:
+            text = (
+                f"runs.{sized[0]}: the first step of {study.training.optimizer.name} is the learning rate up or down "
+                "in every value, and a sum of such steps by size tells which site went which way. Take more local "
+                "steps, sgd, or strategy option weighting: uniform."
+            )
+            yield Finding(level="warning", code="FH-SECAGG-030", text=text)
 
 
 def _noise(study: Study) -> Iterator[Finding]:

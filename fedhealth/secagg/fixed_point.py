@@ -1,7 +1,8 @@
 """From an update to words that can be summed modulo a power of two, and from the sum back to a mean.
 
 Stochastic rounding to a scale that all sites share keeps the mean unbiased (Suresh et al. 2017, arXiv 1611.00429,
-section 2). A site's weight multiplies the rounded value, exactly, so the sum is a sum of whole numbers.
+section 2). A site's weight multiplies the value *before* it is rounded: a sum of whole numbers times weights would fall
+apart, since modulo the weight of one of two sites it is the other's (`tests/unit/secagg/test_sums_apart.py`).
 """
 
 import math
@@ -131,6 +132,7 @@ def encode(given: SumInput, layout: MaskedLayout, randomness: Randomness) -> Wor
     if not 1 <= given.weight <= layout.max_weight:
         raise _misfit(f"the site's weight is not between 1 and {layout.max_weight}")
     kind = word_type(layout.modulus_bits)
+    most = layout.levels * given.weight
     words = np.empty(layout.num_words, dtype=kind)
     values, num_cut = words[: layout.num_values], 0
     for start in range(0, layout.num_values, _BLOCK):
@@ -138,9 +140,12 @@ def encode(given: SumInput, layout: MaskedLayout, randomness: Randomness) -> Wor
         scaled = given.update[part].astype(np.float64) / layout.step
         if not np.isfinite(scaled).all():
             raise _misfit("a value is not finite")
-        num_cut += int(np.count_nonzero(np.abs(scaled) > layout.levels))
+        is_cut = np.abs(scaled) > layout.levels
+        num_cut += int(np.count_nonzero(is_cut))
+        scaled[is_cut] = _cut(np.sign(scaled[is_cut]), layout.levels, randomness)
+        scaled *= given.weight
         rounded = np.floor(scaled + _dither(scaled.size, randomness))
-        whole = np.clip(rounded, -layout.levels, layout.levels).astype(np.int64) * given.weight
+        whole = np.clip(rounded, -most, most).astype(np.int64)
         values[part] = whole.view(np.uint64).astype(kind, copy=False)
     if len(given.trains) != tail.num_blocks:
         raise _misfit("the blocks that it trained are not those of the round's model")
@@ -261,6 +266,11 @@ def _scales(
     for part, scale in here:
         scales[part] = scale
     return scales
+
+
+def _cut(signs: NDArray[np.float64], levels: int, randomness: Randomness) -> NDArray[np.float64]:
+    """Anywhere between half of the range and all of it: of values that all sites cut alike, a sum tells the signs."""
+    return signs * levels * (0.5 + 0.5 * _dither(signs.size, randomness))
 
 
 def _dither(count: int, randomness: Randomness) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ from fedhealth.secagg.guard import Floors, Guard
 from fedhealth.secagg.layout import MaskedLayout
 from fedhealth.secagg.mask_keys import RunKey
 from fedhealth.secagg.mask_stream import Words
+from fedhealth.secagg.metric_blur import blur_metrics
 from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.round_settings import (
     distributed_plan,
@@ -318,16 +319,21 @@ class RoundMask:
         study = self._pinned.study
         own, blocks = self._pinned.config.site_id, self._manifest.blocks
         by_size = weighs_by_size(study, study.run(self._manifest.run_name))
+        digits, randomness = study.release.metric_digits, Randomness.from_os()
         return fixed_point.encode(
             fixed_point.SumInput(
                 update=change,
                 weight=self._pinned.config.declared_train_size if by_size else 1,
-                train_metrics=cleared.train_metrics,
-                evaluate_metrics=cleared.evaluate_metrics,
+                train_metrics=blur_metrics(
+                    cleared.train_metrics, digits=digits, randomness=randomness
+                ),
+                evaluate_metrics=blur_metrics(
+                    cleared.evaluate_metrics, digits=digits, randomness=randomness
+                ),
                 trains=tuple(own in owners_of(self._manifest, b.modality) for b in blocks),
             ),
             self.layout,
-            Randomness.from_os(),
+            randomness,
         )
 
 

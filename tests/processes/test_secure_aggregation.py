@@ -81,7 +81,7 @@ def test_the_record_shows_sums_and_no_site_of_its_own(finished: Federation) -> N
         assert not any(site.evaluate_metrics or site.train_metrics for site in record.sites)
         assert "secure_aggregation" not in {item.value for item in record.not_evidenced}
     auc = (0.51 * 10 + 0.52 * 20 + 0.53 * 30) / 60
-    assert math.isclose(records[-1].aggregate_evaluate_metrics["auc"], auc, abs_tol=1e-5)
+    assert math.isclose(records[-1].aggregate_evaluate_metrics["auc"], auc, abs_tol=5e-4)
 
 
 def test_nothing_on_the_servers_disk_tells_a_size_a_metric_or_an_update_of_one_site(

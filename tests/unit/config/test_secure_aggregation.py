@@ -144,6 +144,13 @@ def test_study_check_says_that_few_owners_of_a_modality_make_no_round() -> None:
     assert "FH-SECAGG-029" not in codes(made({}, **data, privacy=public))
 
 
+def test_study_check_warns_of_single_steps_of_one_size() -> None:
+    adam = study_content()["training"] | {"optimizer": {"name": "adam", "learning_rate": 0.01}}
+    assert codes(made({}, training=adam))["FH-SECAGG-030"] == "warning"
+    assert "FH-SECAGG-030" not in codes(made({}, training=adam | {"local_steps": 5}))
+    assert "FH-SECAGG-030" not in codes(made({"distributed_privacy": SITE_NOISE}, training=adam))
+
+
 def test_noise_of_patients_averages_every_tensor_over_all_sites() -> None:
     federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
     with pytest.raises(ValidationError, match="must be all_sites"):

@@ -48,7 +48,8 @@ def test_a_whole_run_gives_the_weighted_means(five: Sites) -> None:
     assert closing is not None
     assert closing.vector is None
     auc = sum((0.5 + 0.01 * n) * 10 * n for n in range(1, 6)) / 150
-    assert closing.evaluate_metrics["auc"] == pytest.approx(auc, abs=1e-5)
+    # Each site's metric is anywhere within its third digit.
+    assert closing.evaluate_metrics["auc"] == pytest.approx(auc, abs=5e-4)
 
 
 def test_keys_are_asked_for_once_a_run_and_survive_a_restart_of_the_server(five: Sites) -> None:
