@@ -64,8 +64,14 @@ def _factors(
     return down, kind(rank, base.out_channels, 1, bias=False)
 
 
-def add_low_rank(network: nn.Module, *, rank: int, alpha: float) -> int:
+def add_low_rank(network: nn.Module, *, rank: int, alpha: float, least_inputs: int = 1) -> int:
     """Put a `LowRankLayer` in the place of each linear layer and ungrouped convolution; the rest is left as it is.
+
+    Args:
+        network: changed in place.
+        rank: r.
+        alpha: the scale is alpha / r.
+        least_inputs: a layer with fewer inputs to an output (channels times kernel) is left as it is too.
 
     Returns:
         How many layers there are.
@@ -73,7 +79,11 @@ def add_low_rank(network: nn.Module, *, rank: int, alpha: float) -> int:
     count = 0
     for parent in [m for m in network.modules() if not isinstance(m, LowRankLayer)]:
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d) and _is_plain(layer):
+            if (
+                isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
+                and _is_plain(layer)
+                and layer.weight[0].numel() >= least_inputs
+            ):
                 setattr(parent, name, LowRankLayer(layer, rank=rank, alpha=alpha))
                 count += 1
     return count

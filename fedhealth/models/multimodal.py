@@ -67,6 +67,11 @@ class MultimodalModel(nn.Module):
         logits: Tensor = self.head(self.fusion(embeddings, present_BM))
         return logits
 
+    def other_parts(self) -> list[nn.Module]:
+        """Encoders of tables, and the fusion: what `lora_parts: all` adds to the image encoders."""
+        tables = [e for e in self.encoders.values() if isinstance(e, TableEncoder)]
+        return [*tables, self.fusion]
+
     def take_out_frozen_encoders(self) -> dict[str, nn.Module]:
         """Image encoders that are not trained, by modality; afterwards the model wants their output instead.
 
@@ -127,6 +132,7 @@ def build_multimodal(
         lora_rank=parsed.lora_rank,
         lora_alpha=parsed.lora_alpha,
         fusion_parts=FUSION_PARTS,
+        low_rank_parts=model.other_parts() if parsed.lora_parts == "all" else (),
     )
     return model
 

@@ -82,6 +82,12 @@ class MultimodalOptions(ConfigModel):
         16.0, gt=0, le=1024, description="The changes are scaled by lora_alpha / lora_rank."
     )
 
+    lora_parts: Literal["image", "all"] = Field(
+        "image",
+        description="With trainable lora, where changes are low-rank. image: in image encoders, and everything else is "
+        "trained in full; all: in the linear layers of tables and fusion too.",
+    )
+
     @model_validator(mode="after")
     def _pretrained_shape(self) -> Self:
         if self.image_weights == "phantom" and (
@@ -118,6 +124,8 @@ class MultimodalOptions(ConfigModel):
     def _one_answer_on_freezing(self) -> Self:
         if self.freeze_image_encoder and self.trainable == "lora":
             raise ValueError("freeze_image_encoder leaves nothing for trainable lora to change")
+        if self.lora_parts == "all" and self.trainable != "lora":
+            raise ValueError("lora_parts all belongs to trainable lora")
         return self
 
     @property

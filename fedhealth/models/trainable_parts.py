@@ -24,6 +24,7 @@ def keep_trainable(
     lora_rank: int,
     lora_alpha: float,
     fusion_parts: Iterable[str],
+    low_rank_parts: Iterable[nn.Module] = (),
 ) -> None:
     """Freeze what the policy does not train.
 
@@ -33,9 +34,11 @@ def keep_trainable(
         lora_rank: r.
         lora_alpha: the scale is alpha / r.
         fusion_parts: prefixes of parameter names that count as fusion.
+        low_rank_parts: with policy lora, what is changed in low rank besides image encoders. These begin at random: a
+            layer of no more inputs than the rank, for which a factor would not be smaller, is trained in full.
 
     Raises:
-        ConfigError: FH-MODEL-031 policy lora without an image encoder.
+        ConfigError: FH-MODEL-031 policy lora without a layer to change.
     """
     if policy in {"head_only", "head_and_fusion"}:
         kept = ("head.",) if policy == "head_only" else ("head.", *fusion_parts)
@@ -45,12 +48,18 @@ def keep_trainable(
     if policy in {"image_frozen", "lora"}:
         for encoder in encoders:
             encoder.requires_grad_(False)
-    if policy == "lora" and not sum(_adapt(e, rank=lora_rank, alpha=lora_alpha) for e in encoders):
+    if policy == "lora" and not (
+        sum(_adapt(e, rank=lora_rank, alpha=lora_alpha) for e in encoders)
+        + sum(
+            add_low_rank(part, rank=lora_rank, alpha=lora_alpha, least_inputs=lora_rank + 1)
+            for part in low_rank_parts
+        )
+    ):
         raise ConfigError(
             "FH-MODEL-031",
             "trainable lora needs an image encoder, and the study has no volume modality.",
             why="Low-rank changes are made to image encoders; there would be nothing to change.",
-            fix="Set model.options.trainable to all in study.yaml.",
+            fix="Set model.options.trainable to all, or model.options.lora_parts to all, in study.yaml.",
         )
     if policy not in {"all", "head_only"}:
         for encoder in encoders:

@@ -57,6 +57,43 @@ def test_policies_train_what_they_say() -> None:
     }
 
 
+@pytest.mark.parametrize("fusion", ["gated", "concatenation", "product", "cross_attention"])
+def test_low_rank_changes_of_all_parts_train_one_factor_of_each_layer(fusion: str) -> None:
+    options: dict[str, OptionValue] = {"fusion": fusion, "lora_parts": "all", "lora_rank": 4}
+    model = _model(trainable="lora", **options)
+    trained = {name for name, _ in trainable_parameters(model)}
+    in_full = {
+        "head.weight",
+        "head.bias",
+        "fusion.modality",
+        *(n for n in trained if "absent." in n),
+    }
+    norms = {n for n in trained if ".norm" in n}
+    assert all(name.endswith("lora_b.weight") for name in trained - in_full - norms)
+    plain = {
+        name
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear and layer.weight.requires_grad
+    }
+    assert {name for name in plain if not name.endswith("lora_b")} == {"head"}
+    assert_one_pass_is_the_patient_loop(model, example_contract())
+
+
+def test_a_layer_that_a_factor_would_not_make_smaller_is_trained_in_full() -> None:
+    trained = _trained(trainable="lora", lora_parts="all", lora_rank=16)
+    hidden = "encoders.table_ehr.hidden"  # 4 inputs at most, and the projection has 32
+    assert {n for n in trained if n.startswith(hidden)} == {f"{hidden}.weight", f"{hidden}.bias"}
+    assert "encoders.table_ehr.projection.lora_b.weight" in trained
+
+
+def test_low_rank_changes_of_all_parts_go_without_an_image_and_with_lora_only() -> None:
+    tables = replace(example_contract(), modalities=example_contract().tables)
+    model = build_multimodal(tables, 1, {"trainable": "lora", "lora_parts": "all", "lora_rank": 2})
+    assert any(name.endswith("lora_b.weight") for name, _ in trainable_parameters(model))
+    with pytest.raises(ConfigError, match=r"FH-MODEL-001.*lora_parts"):
+        _model(lora_parts="all")
+
+
 def test_low_rank_changes_want_an_encoder_that_may_change() -> None:
     with pytest.raises(ConfigError, match=r"FH-MODEL-001.*lora"):
         _model(trainable="lora", freeze_image_encoder=True)
@@ -179,6 +216,7 @@ def test_a_tenth_travels_or_less() -> None:
     assert _num_bytes(image_encoder="resnet10") >= 10 * _num_bytes(
         image_encoder="resnet10", trainable="lora"
     )
+    assert _num_bytes() >= 10 * _num_bytes(trainable="lora", lora_parts="all")
     assert _num_bytes() >= 10 * _num_bytes(trainable="head_only")
     assert _num_bytes() >= 10 * _num_bytes(trainable="head_and_fusion")
 
@@ -192,12 +230,15 @@ def test_the_table_of_what_travels_is_true() -> None:
     text = page.read_text("utf-8")
     (header,) = re.findall(r"^\| `trainable` \| (`cnn`.*) \|$", text, re.MULTILINE)
     encoders = [name.strip("`") for name in header.split(" | ")]
-    rows = re.findall(r"^\| `(\w+)`(?:, rank 8)? \| (\d[\d, |]*) \|$", text, re.MULTILINE)
+    form = r"^\| `(\w+)`(?:, rank 8)?(, `lora_parts: all`)? \| (\d[\d, |]*) \|$"
+    rows = re.findall(form, text, re.MULTILINE)
     assert {row[0] for row in rows} == set(get_args(Policy))
-    for policy, told in rows:
+    assert len(rows) == len(get_args(Policy)) + 1
+    for policy, parts, told in rows:
         for encoder, count in zip(encoders, told.split(" | "), strict=True):
             with torch.device("meta"):
                 options = {"image_encoder": encoder, "trainable": policy}
+                options |= {"lora_parts": "all"} if parts else {}
                 model = build_multimodal(contract, 1, options)
             trained = sum(p.numel() for _, p in trainable_parameters(model))
             assert trained == int(count.replace(",", "")), (policy, encoder)
