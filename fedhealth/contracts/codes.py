@@ -19,6 +19,7 @@ class DropCode(StrEnum):
     STUDY_MISMATCH = "study_mismatch"
     COHORT_REFUSED = "cohort_refused"
     PRESENCE_MISMATCH = "presence_mismatch"
+    FROZEN_MISMATCH = "frozen_mismatch"
     SITE_BUSY = "site_busy"
     PRIVACY_POLICY = "privacy_policy"
     PRIVACY_BUDGET = "privacy_budget"

@@ -160,6 +160,21 @@ class KnowsModalities(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsFrozenTensors(Protocol):
+    """A training method whose model may have tensors that nobody trains: server and sites compare their digest."""
+
+    def frozen_digest(self, study: "Study", run: "RunPlan") -> str | None:
+        """SHA-256 in hex of the frozen tensors that all sites must have in common; None where there is none.
+
+        A pure function of study and run, on one version of the libraries.
+
+        Raises:
+            ConfigError: the model cannot be made.
+        """
+        ...
+
+
 class TrainingMethod(Protocol):
     """The entry point object of group ``fedhealth.training``."""
 

@@ -258,7 +258,8 @@ class Manifest(Statement):
     `blocks` are there in a training round that averages encoders over the sites that declared their modality.
     `summed_modalities` are there in a masked one that averages them over all sites, without noise: modalities with
     tensors of their own, which a site that lacks the modality gives back as they came.
-    `update_encoding` is how sites write their updates in a training round without masks.
+    `update_encoding` is how sites write their updates in a training round without masks. `frozen_sha256` is the digest
+    of what nobody trains and so never travels, such as the random factors of low-rank changes; None without any.
     """
 
     study_id: SiteId
@@ -269,6 +270,7 @@ class Manifest(Statement):
     attempt: int = Field(ge=1, le=1_000_000)
     kind: Literal["train", "evaluate"]
     model_sha256: Hex64
+    frozen_sha256: Hex64 | None = None
     tensors: tuple[ManifestTensor, ...] = Field(min_length=1, max_length=20_000)
     cohort: tuple[CohortMember, ...] = Field(min_length=1, max_length=1000)
     blocks: tuple[ManifestBlock, ...] = Field(default=(), max_length=1000)

@@ -43,6 +43,8 @@ DROP: Final[dict[DropCode, str]] = {
     DropCode.COHORT_REFUSED: "The site did not accept the hospitals named for this round and refused to work.",
     DropCode.PRESENCE_MISMATCH: "The site refused: the round gave it other modalities than it declared, or divided the "
     "model by modality otherwise than the study.",
+    DropCode.FROZEN_MISMATCH: "The site refused: the tensors that nobody trains are others there than at the server, "
+    "so that its update would have meant another model.",
     DropCode.SITE_BUSY: "The site was still at work on an earlier round.",
     DropCode.PRIVACY_POLICY: "The hospital's own privacy policy does not allow what the study asked for; nothing was "
     "trained.",

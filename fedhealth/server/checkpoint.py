@@ -35,6 +35,21 @@ class Checkpoint:
     record: bytes = field(repr=False, default=b"")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreed:
+    """What of a run's model follows from the study besides its tensors.
+
+    Attributes:
+        blocks: tensors that are averaged over the sites with a modality.
+        summed_modalities: modalities whose tensors are in a masked sum over all sites.
+        frozen_sha256: digest of what nobody trains; None where all is trained.
+    """
+
+    blocks: tuple[ModalityBlock, ...]
+    summed_modalities: tuple[str, ...]
+    frozen_sha256: str | None
+
+
 def write_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
     """Write durably; the folder's `meta.json` comes last and makes it valid. Old ones are removed."""
     place = folder.checkpoints / f"round-{checkpoint.round_number:04d}"
@@ -87,6 +102,7 @@ def write_initial(
     tensors: Mapping[str, NDArray[np.float32]],
     blocks: Sequence[ModalityBlock] = (),
     summed_modalities: Sequence[str] = (),
+    frozen_sha256: str | None = None,
 ) -> None:
     """Write the model of round 1 with the order of its tensors (safetensors sorts them by name).
 
@@ -95,37 +111,34 @@ def write_initial(
         tensors: by name.
         blocks: which of them are averaged over the sites with a modality.
         summed_modalities: modalities whose tensors are in a masked sum over all sites.
+        frozen_sha256: digest of what nobody trains; None where all is trained.
     """
     write_atomically(folder.initial_model, save(dict(tensors)))
     meta = {
         "tensors": list(tensors),
         "blocks": [{"modality": b.modality, "tensors": list(b.tensors)} for b in blocks],
         "summed_modalities": list(summed_modalities),
+        "frozen_sha256": frozen_sha256,
     }
     write_json(folder.initial_model.with_suffix(".json"), meta)
 
 
-def read_blocks(folder: RunFolder) -> tuple[ModalityBlock, ...]:
-    """The blocks of a run's model, as `write_initial` wrote them; sites hold them against their own.
+def read_agreed(folder: RunFolder) -> Agreed:
+    """What `write_initial` wrote beside the tensors; sites hold it against their own.
 
     Raises:
         EvidenceError: the file is damaged.
     """
     meta = read_json(folder.initial_model.with_suffix(".json"))
-    return tuple(
-        ModalityBlock(modality=str(block["modality"]), tensors=tuple(block["tensors"]))
-        for block in meta.get("blocks", [])
+    frozen = meta.get("frozen_sha256")
+    return Agreed(
+        blocks=tuple(
+            ModalityBlock(modality=str(block["modality"]), tensors=tuple(block["tensors"]))
+            for block in meta.get("blocks", [])
+        ),
+        summed_modalities=tuple(str(name) for name in meta.get("summed_modalities", [])),
+        frozen_sha256=None if frozen is None else str(frozen),
     )
-
-
-def read_summed_modalities(folder: RunFolder) -> tuple[str, ...]:
-    """Modalities whose tensors are in a masked sum over all sites, as `write_initial` wrote them.
-
-    Raises:
-        EvidenceError: the file is damaged.
-    """
-    meta = read_json(folder.initial_model.with_suffix(".json"))
-    return tuple(str(name) for name in meta.get("summed_modalities", []))
 
 
 def _read(place: Path) -> Checkpoint | None:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedhealth.config.blocks import modality_blocks, summed_modalities
+from fedhealth.config.frozen import frozen_digest
 from fedhealth.config.load import load_study, study_digest
 from fedhealth.config.source import Dumper
 from fedhealth.config.study import Study
@@ -135,6 +136,7 @@ def _write_initial_model(home: ServerHome, study: Study, run: str, method: Train
         tensors,
         modality_blocks(method, study, plan, spec),
         summed_modalities(method, study, plan, spec),
+        frozen_digest(method, study, plan),
     )
     return sum(tensor.size for tensor in tensors.values())
 

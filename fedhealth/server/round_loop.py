@@ -12,7 +12,6 @@ from typing import Literal
 
 from fedhealth.config.study import RunPlan, Study
 from fedhealth.contracts.aggregation import Aggregator, SiteReply, Vector
-from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.tensors import vector_bytes, vector_digest
 from fedhealth.contracts.update_encoding import encoding_of
@@ -30,12 +29,7 @@ from fedhealth.report.record import VoidReason
 from fedhealth.secagg.patient_account import sum_terms
 from fedhealth.secagg.round_settings import round_masking, weighs_by_size
 from fedhealth.server.block_means import block_means, keep_unowned, over_owners
-from fedhealth.server.checkpoint import (
-    Checkpoint,
-    read_blocks,
-    read_summed_modalities,
-    write_checkpoint,
-)
+from fedhealth.server.checkpoint import Agreed, Checkpoint, read_agreed, write_checkpoint
 from fedhealth.server.contributions import verify_contribution
 from fedhealth.server.enrolment import utc_now
 from fedhealth.server.gathering import (
@@ -84,12 +78,10 @@ class RoundLoop:
     """Sites of the roster that all sites were asked to pin; for studies with masks."""
     _gathering: Gathering = field(init=False)
     _masking: Masking | None = field(init=False, default=None)
-    _blocks: tuple[ModalityBlock, ...] = field(init=False)
-    _summed: tuple[str, ...] = field(init=False)
+    _agreed: Agreed = field(init=False)
 
     def __post_init__(self) -> None:
-        self._blocks = read_blocks(self.folder)
-        self._summed = read_summed_modalities(self.folder)
+        self._agreed = read_agreed(self.folder)
         if self.study.secure_aggregation is not None:
             self._masking = Masking(
                 study=self.study,
@@ -194,7 +186,7 @@ class RoundLoop:
         if masking is None:
             return self._gathering.gather(kind)
         round_key: list[str | int] = [self.run.name, kind, now.round_number + 1]
-        summed = self._summed if kind == "train" else ()
+        summed = self._agreed.summed_modalities if kind == "train" else ()
         model, begin, tries = vector_digest(now.vector), time.monotonic(), 0
         while True:
             known = masking.with_keys(self._gathering.gather(kind))
@@ -225,8 +217,8 @@ class RoundLoop:
     ) -> Manifest:
         site_ids = [line.entry.site_id for line in cohort]
         is_training = kind == "train"
-        blocks = self._blocks if is_training else ()
-        summed = self._summed if is_training else ()
+        blocks = self._agreed.blocks if is_training else ()
+        summed = self._agreed.summed_modalities if is_training else ()
         number = now.round_number + 1
         wishes = self.aggregator.configure(number, now.vector, site_ids) if is_training else {}
         masking = self._masking
@@ -239,6 +231,7 @@ class RoundLoop:
             attempt=attempt,
             kind=kind,
             model_sha256=vector_digest(now.vector),
+            frozen_sha256=self._agreed.frozen_sha256,
             tensors=manifest_tensors(now.spec),
             cohort=tuple(
                 CohortMember(
@@ -257,9 +250,7 @@ class RoundLoop:
             min_cohort=self.study.federation.min_cohort,
             strategy_config=wishes,
             privacy=RoundPrivacy.of(self.study),
-            update_encoding=(
-                encoding_of(self.study.federation.update_bits) if kind == "train" else "float32"
-            ),
+            update_encoding=encoding_of(self.study.federation.update_bits if is_training else 32),
             masking=round_masking(
                 self.study,
                 self.run,

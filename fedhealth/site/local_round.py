@@ -59,6 +59,7 @@ from fedhealth.site.answers import SignedAnswer
 from fedhealth.site.home import Pinned
 from fedhealth.site.manifest_checks import (
     accept_model,
+    check_frozen,
     check_presence,
     envelope_of,
     verify_manifest,
@@ -115,6 +116,7 @@ def local_round(  # noqa: PLR0917 - what a site keeps between rounds
         return answer_again(sealed, pinned, digest)
     session, spec = sessions.open(manifest.run_name)
     vector = accept_model(manifest, request.payload, spec)
+    check_frozen(manifest, sessions.frozen_sha256(manifest.run_name))
     is_training = manifest.kind == "train"
     check_presence(
         manifest,

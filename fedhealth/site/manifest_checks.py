@@ -173,6 +173,25 @@ def check_presence(
         )
 
 
+def check_frozen(manifest: Manifest, expected: str | None) -> None:
+    """What nobody trains is the same here as at the server.
+
+    Args:
+        manifest: a verified manifest.
+        expected: digest of this site's own frozen tensors, None without any.
+
+    Raises:
+        ManifestRefusedError: they differ, or one side has none.
+    """
+    if manifest.frozen_sha256 != expected:
+        raise ManifestRefusedError(
+            DropCode.FROZEN_MISMATCH,
+            "the tensors that nobody trains are others at the server than here: another version of torch or another "
+            "processor may have drawn them otherwise. Install the server's versions, or take the weights from a pinned "
+            "file",
+        )
+
+
 def accept_model(
     manifest: Manifest, payload: bytes | bytearray, expected: TensorSpec
 ) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ from typing import cast
 
 from fedhealth import plugins
 from fedhealth.config.blocks import modality_blocks, summed_modalities
+from fedhealth.config.frozen import frozen_digest
 from fedhealth.config.study import Study
 from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.cohort import Cohort, SitePackage
@@ -41,6 +42,7 @@ class Sessions:
         self._open: tuple[str, LocalSession, TensorSpec] | None = None
         self._has_own_split = False
         self._load_cohort = cache(self._load_cohort_once)
+        self._frozen = cache(self._frozen_once)
         self._method = load_training_method(pinned.study.training.name)
         _require_personalisation(self._method, pinned.study)
         self._specs = {
@@ -76,6 +78,10 @@ class Sessions:
     def blocks(self, run_name: str) -> tuple[ModalityBlock, ...]:
         """Tensors of each modality, as this site derives them; none where every tensor is averaged over all sites."""
         return self._blocks[run_name]
+
+    def frozen_sha256(self, run_name: str) -> str | None:
+        """Digest of the tensors that nobody trains, as this site makes or loads them; None without any."""
+        return self._frozen(run_name)
 
     def summed_modalities(self, run_name: str) -> tuple[str, ...]:
         """Modalities whose tensors are in a masked sum over all sites, as this site derives them."""
@@ -115,6 +121,10 @@ class Sessions:
         context = self.context(run_name)
         context.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self._method.open_session(study, study.run(run_name), spec, context), spec
+
+    def _frozen_once(self, run_name: str) -> str | None:
+        study = self._pinned.study
+        return frozen_digest(self._method, study, study.run(run_name))
 
     def _load_cohort_once(self) -> Cohort:
         config = self._pinned.config

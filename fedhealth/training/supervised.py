@@ -44,6 +44,7 @@ from fedhealth.training.control_variates import (
 )
 from fedhealth.training.frozen_encoders import apply_frozen_encoders
 from fedhealth.training.frozen_tensors import frozen_tensors
+from fedhealth.training.frozen_weights import digest_of_frozen
 from fedhealth.training.learner import Learner, dump, load, spec_of
 from fedhealth.training.patient_gradients import flat_patient_gradients
 from fedhealth.training.patient_values import patient_values
@@ -100,6 +101,10 @@ class SupervisedTraining:
             ConfigError: FH-MODEL-011 it does not say; or as `initial_tensors`.
         """
         return modality_prefixes(Learner(study, run).model)
+
+    def frozen_digest(self, study: "Study", run: "RunPlan") -> str | None:
+        """Of the parameters that the study's model does not train. Raises as `initial_tensors`."""
+        return digest_of_frozen(study, run, Learner(study, run).model)
 
     def open_session(
         self, study: "Study", run: "RunPlan", spec: TensorSpec, site: SiteContext

@@ -13,6 +13,7 @@ from fedhealth.config.load import study_digest
 from fedhealth.contracts.tensors import TensorSpec, vector_bytes, vector_digest
 from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import CohortMember, Manifest, RoundPrivacy, manifest_tensors
+from fedhealth.server.checkpoint import read_agreed
 from fedhealth.server.enrolment import admit, init_server, issue_roster
 from fedhealth.server.home import ServerHome
 from fedhealth.server.roster import RosterLine, read_roster
@@ -142,6 +143,7 @@ class Consortium:
             "attempt": 1,
             "kind": "train",
             "model_sha256": vector_digest(self.model()),
+            "frozen_sha256": read_agreed(self.server.run("main")).frozen_sha256,
             "tensors": manifest_tensors(self.spec),
             "cohort": tuple(
                 CohortMember(

@@ -1,5 +1,6 @@
 """A training method whose every step is written in the study: known updates, and faults at chosen sites."""
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from fedhealth.contracts.local_training import LocalUpdate, Metrics, RoundTask, 
 from fedhealth.contracts.tensors import TensorSpec
 
 NUM_FIRST, NUM_SECOND = 40, 60
+DRAWN_HERE = "FEDHEALTH_TEST_FROZEN_TENSORS"
 
 
 class Scripted:
@@ -30,6 +32,14 @@ class Scripted:
 
     def modality_prefixes(self, study: Any, run: Any) -> dict[str, tuple[str, ...]]:
         return {"mri": ("second.",)} if "mri" in study.modalities else {}
+
+    def frozen_digest(self, study: Any, run: Any) -> str | None:
+        """Of the text of option `frozen`, which stands for tensors that nobody trains.
+
+        The variable stands for a machine that draws others from the same seed.
+        """
+        said = os.environ.get(DRAWN_HERE, study.training.options.get("frozen"))
+        return None if said is None else hashlib.sha256(str(said).encode()).hexdigest()
 
     def open_session(self, study: Any, run: Any, spec: TensorSpec, site: SiteContext) -> "Session":
         if study.training.options.get("reads_cohort", False):

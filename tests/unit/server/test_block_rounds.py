@@ -11,7 +11,7 @@ from fedhealth.errors import ConfigError
 from fedhealth.flower.strategy_options import make_run_strategy
 from fedhealth.report.coverage import ModalityCoverage
 from fedhealth.report.render import render_round
-from fedhealth.server.checkpoint import read_blocks, read_last_checkpoint
+from fedhealth.server.checkpoint import read_agreed, read_last_checkpoint
 from fedhealth.server.records import round_record
 
 from ..conftest import two_modalities  # noqa: TID252 - tests are no installed package
@@ -79,7 +79,7 @@ def test_a_momentum_of_the_server_does_not_move_an_encoder_that_nobody_trained(
 def test_a_run_goes_on_after_a_restart_with_the_blocks_of_its_home(sites: Sites) -> None:
     vector, rounds = run(sites)
     folder = sites.consortium.server.run("main")
-    assert [b.modality for b in read_blocks(folder)] == ["mri"]
+    assert [b.modality for b in read_agreed(folder).blocks] == ["mri"]
     assert read_last_checkpoint(folder).vector.tobytes() == vector.tobytes()
     np.testing.assert_allclose(vector[MRI], 3 * mean("site-1", "site-2"), atol=1e-5)
     # The closing evaluation trains nothing, so its manifest names no block.

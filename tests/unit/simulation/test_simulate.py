@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedhealth_test_plugins.scripted import DRAWN_HERE
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.durable import read_json
@@ -190,6 +191,21 @@ def test_an_interrupted_simulation_goes_on_to_the_same_model(
         np.testing.assert_allclose(run_of(done).vector, run_of(whole).vector, atol=3 * 8 / 2**15)
     else:
         assert run_of(done).vector.tobytes() == run_of(whole).vector.tobytes()
+
+
+def test_hospitals_whose_frozen_tensors_are_not_the_servers_take_no_part(
+    as_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = as_study(content({"frozen": "drawn from the seed"}, num_rounds=3))
+    with pytest.raises(KeyboardInterrupt):
+        simulate(study, hospitals(tmp_path), tmp_path / "out", interrupt_after(1))
+    monkeypatch.setenv(DRAWN_HERE, "by another version of torch")
+    with pytest.raises(QuorumError, match="FH-QUORUM-002"):
+        simulate(study, hospitals(tmp_path), tmp_path / "out")
+    first, *others = read_rounds(tmp_path / "out/server/runs/main/reports")
+    assert first.status == "complete"
+    codes = {site.drop_code for record in others for site in record.sites}
+    assert codes == {DropCode.FROZEN_MISMATCH}
 
 
 def press_ctrl_c_when(path: Path) -> threading.Thread:
