@@ -13,6 +13,8 @@ from fedhealth.config.secure_aggregation import SecureAggregation
 from fedhealth.contracts.metrics import METRIC_RANGES
 
 SCHEMA_VERSION = 1
+LONGEST_PULL = 1.0
+"""Of learning rate times proximal_mu: then no number of steps makes an update longer than as many plain steps."""
 TensorPrefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
@@ -343,6 +345,20 @@ class Study(ConfigModel):
                 raise ValueError(
                     f"runs.{run.name}: learning_rate times personalisation_options.strength must be below 2: a step of "
                     "the pull would end further from the shared model than it began"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _proximal_terms_pull_back(self) -> Self:
+        optimizer = self.training.optimizer
+        for run in self.runs:
+            strength = run.strategy.options.get("proximal_mu", 0.0)
+            if not isinstance(strength, int | float) or optimizer.name != "sgd":
+                continue
+            if optimizer.learning_rate * strength > LONGEST_PULL:
+                raise ValueError(
+                    f"runs.{run.name}: learning_rate times strategy option proximal_mu must be at most 1: a step of "
+                    "the proximal term would end beyond the shared model, and sites refuse that"
                 )
         return self
 

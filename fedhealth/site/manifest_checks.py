@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhealth.config.study import LONGEST_PULL
 from fedhealth.contracts.aggregation import STRATEGY_CONFIG_ALLOWED
 from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.codes import DropCode
@@ -100,6 +101,15 @@ def _check_round(manifest: Manifest, pinned: Pinned) -> None:
     if set(manifest.strategy_config) - STRATEGY_CONFIG_ALLOWED:
         raise ManifestRefusedError(
             DropCode.MANIFEST_INVALID, "it holds a setting that no strategy may give to a site"
+        )
+    optimizer = pinned.study.training.optimizer
+    pull = optimizer.learning_rate * manifest.strategy_config.get("proximal_mu", 0.0)
+    if optimizer.name == "sgd" and pull > LONGEST_PULL:
+        # Each step would multiply what the last one did: in a masked sum the site with the most steps, which is
+        # the largest one, would be all that is left.
+        raise ManifestRefusedError(
+            DropCode.MANIFEST_INVALID,
+            "its proximal term throws a step further than it pulls it back",
         )
 
 

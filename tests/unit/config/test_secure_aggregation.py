@@ -151,6 +151,23 @@ def test_study_check_warns_of_single_steps_of_one_size() -> None:
     assert "FH-SECAGG-030" not in codes(made({"distributed_privacy": SITE_NOISE}, training=adam))
 
 
+@pytest.mark.parametrize("name", ["fedprox", "fednova"])
+def test_a_proximal_term_that_throws_further_than_it_pulls_back_is_refused(name: str) -> None:
+    rate = 0.05
+
+    def study(strength: float, optimizer: str = "sgd") -> Study:
+        training = study_content()["training"]
+        training |= {"optimizer": {"name": optimizer, "learning_rate": rate}}
+        options = {"proximal_mu": strength}
+        runs = [{"name": "main", "num_rounds": 1, "strategy": {"name": name, "options": options}}]
+        return made({}, training=training, runs=runs)
+
+    assert study(1 / rate).runs[0].strategy.options == {"proximal_mu": 1 / rate}
+    with pytest.raises(ValidationError, match="must be at most 1"):
+        study(1.01 / rate)
+    study(1.01 / rate, "adam")  # whose steps have one length whatever the pull
+
+
 def test_noise_of_patients_averages_every_tensor_over_all_sites() -> None:
     federation = {"min_cohort": 3, "average_encoders_over": "sites_with_modality"}
     with pytest.raises(ValidationError, match="must be all_sites"):

@@ -221,3 +221,12 @@ def test_a_clipping_norm_above_this_sites_limit_is_refused(two: Consortium) -> N
     verify_manifest(two.header(strategy_config={"clipping_norm": 2.0}), two.pinned("site-1"))
     header = two.header(strategy_config={"clipping_norm": 2.1})
     assert refused(two, header) is DropCode.PRIVACY_POLICY
+
+
+def test_a_pull_that_makes_the_site_with_the_most_steps_stand_out_in_a_sum_is_refused(
+    two: Consortium,
+) -> None:
+    rate = two.server.require()[0].training.optimizer.learning_rate
+    verify_manifest(two.header(strategy_config={"proximal_mu": 1 / rate}), two.pinned("site-1"))
+    header = two.header(strategy_config={"proximal_mu": 1.01 / rate})
+    assert refused(two, header) is DropCode.MANIFEST_INVALID

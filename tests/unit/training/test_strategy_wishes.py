@@ -133,3 +133,22 @@ def test_under_privacy_the_number_of_steps_is_the_mechanisms_public_one(
         moved.append(spec.flatten(session.train(vector, task).tensors) - vector)
     np.testing.assert_allclose(moved[1], moved[0] / 5.0, atol=1e-6)
     assert np.abs(moved[0]).max() > 1e-3
+
+
+@given(steps=st.integers(1, 200), more=st.integers(1, 50), pull=st.floats(0.001, 1.0))
+def test_under_the_longest_pull_more_steps_lead_no_further_than_they_would_without_one(
+    steps: int, more: int, pull: float
+) -> None:
+    # What a masked sum holds of a site may grow with its number of steps, which is its size, but not by powers of it.
+    few, many = (
+        accumulated_gradients(sgd(0.1), proximal_mu=pull / 0.1, num_steps=count)
+        for count in (steps, steps + more)
+    )
+    assert 0.99 <= few <= many + 1e-9
+    assert many / few <= (steps + more) / steps + 1e-9
+    # Beyond it: the site with three more steps is a thousand million times as loud.
+    loud = [
+        abs(accumulated_gradients(sgd(0.1), proximal_mu=1e4, num_steps=n))
+        for n in (steps % 20, steps % 20 + 3)
+    ]
+    assert loud[1] > 9e8 * max(loud[0], 1e-9)
