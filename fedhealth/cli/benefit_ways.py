@@ -88,11 +88,17 @@ def _site(request: Request, root: Path) -> None:
     from fedhealth.site.home import SiteHome
 
     home = SiteHome(root.resolve())
+    say("Training alone, tuned by cross-validation: with images this takes a while.")
     result = benefit_of_site(home, request.study_id)
     tell(request, result.record, result.page_path)
     if request.release is not None:
         row = release_row(home, request.study_id, result, request.release)
         say(f"Released to {request.release}, signed: {len(row.gains)} differences, no counts.")
+        if not any(gain.metric == row.primary for gain in row.gains):
+            metric = wording.metric_name(row.primary)
+            say(
+                f"None of them is in {metric}, which verdicts are about: this study does not release it."
+            )
 
 
 def _rows(request: Request) -> None:
@@ -126,7 +132,7 @@ def tell(request: Request, record: BenefitRecord, page: Path) -> None:
             site.site_id,
             run.run_name or "",
             None if gain is None else wording.interval(gain),
-            wording.VERDICT[wording.verdict_of(gain)],
+            wording.verdict_word(record, gain),
         ]
         for run in record.runs
         for site in record.sites

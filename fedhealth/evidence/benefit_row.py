@@ -1,13 +1,15 @@
 """A site's released row of `fedhealth benefit`, as a signed statement. Written by a site, read by a consortium."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fedhealth.contracts.metrics import METRIC_RANGES
 from fedhealth.evidence.statements import Hex64, SiteId, Statement, UtcTime
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
-MethodKey = Annotated[str, Field(pattern=r"^(local|run:[a-z][a-z0-9-]{1,39})$")]
+RunKey = Annotated[str, Field(pattern=r"^run:[a-z][a-z0-9-]{1,39}$")]
+MethodKey = RunKey | Literal["local"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -19,16 +21,24 @@ class ReleasedMetrics(Statement):
 
 
 class ReleasedGain(Statement):
-    """One method over another in one metric, above zero where the first is better; rounded."""
+    """A run over training alone in one metric, above zero where the run is better; rounded."""
 
-    method: MethodKey
-    over: MethodKey
+    method: RunKey
+    over: Literal["local"]
     metric: MetricName
     value: float
     low: float
     high: float
     p_value: Share
     standard_error: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        lowest, highest = METRIC_RANGES.get(self.metric, (0.0, 0.0))
+        span = highest - lowest
+        if not -span <= self.low <= self.high <= span or not -span <= self.value <= span:
+            raise ValueError("no difference of this metric is like that")
+        return self
 
 
 class BenefitRow(Statement):
@@ -53,3 +63,11 @@ class BenefitRow(Statement):
     results: tuple[ReleasedMetrics, ...] = Field(max_length=50)
     gains: tuple[ReleasedGain, ...] = Field(min_length=1, max_length=500)
     issued_at: UtcTime
+
+    @model_validator(mode="after")
+    def _says_a_thing_once(self) -> Self:
+        gains = [(gain.method, gain.metric) for gain in self.gains]
+        methods = [result.method for result in self.results]
+        if len(set(gains)) != len(gains) or len(set(methods)) != len(methods):
+            raise ValueError("a difference or a method is there twice")
+        return self

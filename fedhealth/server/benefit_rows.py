@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedhealth.config.load import study_digest
-from fedhealth.errors import EvidenceError, IdentityError
+from fedhealth.errors import EvidenceError, IdentityError, UsageError
 from fedhealth.evidence.benefit_row import BenefitRow
 from fedhealth.evidence.signing import Envelope, VerifyKey
 from fedhealth.evidence.statements import is_canonical, open_statement, parse_statement
@@ -27,9 +27,9 @@ def combine_files(paths: Sequence[Path], server: ServerHome | None) -> tuple[Ben
         EvidenceError: FH-EVIDENCE-001 or 002 a file is not a row, FH-BENEFIT-010 or 011 rows do not belong
             together, FH-BENEFIT-012 a row is of another study than the server's.
         IdentityError: FH-IDENTITY-002 another signature, FH-BENEFIT-013 a site is not admitted.
-        UsageError: FH-USAGE-020 not a server's home.
+        UsageError: FH-USAGE-020 not a server's home, FH-BENEFIT-015 a file cannot be read.
     """
-    envelopes = [Envelope.from_bytes(path.read_bytes()) for path in paths]
+    envelopes = [_read(path) for path in paths]
     if server is None:
         rows = [parse_statement(BenefitRow, envelope.payload) for envelope in envelopes]
         return combine_rows(rows, is_verified=False), rows[0].study_id
@@ -58,6 +58,18 @@ def combine_files(paths: Sequence[Path], server: ServerHome | None) -> tuple[Ben
         ],
     )
     return record, study.title
+
+
+def _read(path: Path) -> Envelope:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            "FH-BENEFIT-015",
+            f"the file {path.name} of --rows cannot be read ({type(error).__name__}).",
+            fix="Give the file that a hospital released with `fedhealth benefit --home ... --release FILE`.",
+        ) from None
+    return Envelope.from_bytes(content)
 
 
 def _verified(envelope: Envelope, server: ServerHome) -> BenefitRow:

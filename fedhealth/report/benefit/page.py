@@ -89,7 +89,7 @@ def _verdicts(record: BenefitRecord, run: MethodFact) -> list[dict[str, str]]:
         rows.append(
             {
                 "style": verdict.value,
-                "word": wording.VERDICT[verdict],
+                "word": wording.verdict_word(record, gain),
                 "sentence": wording.site_sentence(record, site_id, run),
             }
         )
@@ -105,7 +105,8 @@ def _forest(record: BenefitRecord, colours: dict[str, int]) -> object:
             gain = site.gain(method.key, LOCAL, record.primary)
             name = wording.method_name(method)
             if gain is None:
-                rows.append(ForestRow(name, colours[method.key], None, 0, 0, "too few patients"))
+                nothing = wording.verdict_word(record, None).lower()
+                rows.append(ForestRow(name, colours[method.key], None, 0, 0, nothing))
             else:
                 text = wording.interval(gain).replace(" points", "", 1)
                 rows.append(

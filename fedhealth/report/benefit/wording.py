@@ -69,6 +69,9 @@ _KINDS: Final = {
 }
 
 
+NOT_RELEASED: Final = "Not released"
+
+
 def metric_name(name: str) -> str:
     """A metric for people."""
     return METRIC.get(name, name.replace("_", " "))
@@ -112,10 +115,7 @@ def site_sentence(record: BenefitRecord, site_id: str, method: MethodFact) -> st
     name, metric = method_name(method), metric_name(record.primary)
     margin = amount(record.margin, record.primary, signed=False)
     if gain is None:
-        return (
-            f"{site_id}: too few patients to say. A comparison in {metric} needs at least "
-            f"{record.fewest} held-out patients of each class."
-        )
+        return f"{site_id}: {_nothing_to_say(record)}"
     head = f"{site_id}: {VERDICT[verdict].lower()}. {name} minus training alone is {interval(gain)} of {metric}"
     if verdict is Verdict.WORTH_IT:
         return f"{head}, above zero{_after_holm(record, method)}."
@@ -131,6 +131,17 @@ def site_sentence(record: BenefitRecord, site_id: str, method: MethodFact) -> st
         )
         return f"{head}: a loss of {margin} or more is ruled out, a gain is not shown.{alone}"
     return f"{head}: a loss of {margin} is not ruled out either. {could_have_shown(gain)}"
+
+
+def _nothing_to_say(record: BenefitRecord) -> str:
+    """Why a site has no comparison in the primary metric."""
+    metric = metric_name(record.primary)
+    if is_released(record):
+        return f"no difference in {metric} was released."
+    return (
+        f"too few patients to say. A comparison in {metric} needs at least {record.fewest} held-out patients of each "
+        "class."
+    )
 
 
 def could_have_shown(gain: GainFact) -> str:
@@ -157,6 +168,8 @@ def overall_sentence(record: BenefitRecord, method: MethodFact) -> str:
         return site_sentence(record, record.sites[0].site_id, method)
     found = overall(record, method.key)
     name, metric = method_name(method), metric_name(record.primary)
+    if found.num_sites == 0 and is_released(record):
+        return f"{name}: no site released a difference in {metric}. What was released is among all comparisons."
     if found.num_sites == 0:
         return f"{name}: no site has enough held-out patients for a comparison in {metric}."
     said = [f"{name} against training alone, in {metric}: {_claim(record, found)}."]
@@ -171,7 +184,10 @@ def overall_sentence(record: BenefitRecord, method: MethodFact) -> str:
     if gain is not None and found.num_sites > 1:
         said.append(f"The least gain is at {worst}: {interval(gain)}.")
     if found.left_out:
-        said.append(f"Too few patients to say at {_listed(found.left_out)}.")
+        why = (
+            "No difference was released by" if is_released(record) else "Too few patients to say at"
+        )
+        said.append(f"{why} {_listed(found.left_out)}.")
     return " ".join(said)
 
 
@@ -180,7 +196,7 @@ def headline(record: BenefitRecord, method: MethodFact) -> str:
     found = overall(record, method.key)
     gained, lost, everyone = len(found.superior), len(found.worse), found.num_sites
     if everyone == 0:
-        return "Too few patients to say"
+        return NOT_RELEASED if is_released(record) else "Too few patients to say"
     if lost:
         if gained:
             return "Worth it for some, worse for others"
@@ -197,30 +213,36 @@ def pooling_sentence(record: BenefitRecord) -> str | None:
     """Whether to pool instead; None where pooling is neither allowed nor simulated."""
     if not record.has(POOLED):
         return _pooling_unseen(record) if record.pooling_allowed else None
-    comparisons = [overall(record, run.key, POOLED) for run in record.runs]
-    compared = [found for found in comparisons if found.num_sites]
     gained = _pooling_gain(record)
     if not record.pooling_allowed:
         return f"Pooling is not allowed here. For orientation only: {gained}"
+    reason = _not_to_pool(record)
+    if reason is not None:
+        return f"Your policy allows pooling, {reason}. {gained}"
+    said = f"Simply pool the data: your policy allows it, and federation adds nothing to it that was shown. {gained}"
+    if overall(record, POOLED).superior:
+        return said
+    return f"{said} Pooling was not shown to be better than training alone either."
+
+
+def _not_to_pool(record: BenefitRecord) -> str | None:
+    """Why not to advise pooling where policy allows it; None where nothing speaks against it."""
+    compared = [
+        found for run in record.runs if (found := overall(record, run.key, POOLED)).num_sites
+    ]
     if not compared:
-        return f"Your policy allows pooling, and there are too few patients to compare it with a run. {gained}"
-    better = tuple(dict.fromkeys(site for found in compared for site in found.superior))
-    worse = tuple(dict.fromkeys(site for found in compared for site in found.worse))
+        return "and there are too few patients to compare it with a run"
     alone = overall(record, POOLED)
     if alone.worse:
-        return (
-            "Your policy allows pooling, but one model of all data was worse than training alone at "
-            f"{_listed(alone.worse)}. {gained}"
-        )
+        return f"but one model of all data was worse than training alone at {_listed(alone.worse)}"
+    better = tuple(dict.fromkeys(site for found in compared for site in found.superior))
+    worse = tuple(dict.fromkeys(site for found in compared for site in found.worse))
     if better:
         where = _listed(better) + (f", worse at {_listed(worse)}" if worse else "")
-        return f"Your policy allows pooling, but a run was better than pooling at {where}. {gained}"
-    said = f"Simply pool the data: your policy allows it, and federation adds nothing to it that was shown. {gained}"
-    return (
-        said
-        if alone.superior
-        else f"{said} Pooling was not shown to be better than training alone either."
-    )
+        return f"but a run was better than pooling at {where}"
+    if not alone.superior and _mean_pooling_gain(record) <= 0:
+        return "but it was not shown to be better than training alone"
+    return None
 
 
 def _pooling_unseen(record: BenefitRecord) -> str:
@@ -258,6 +280,18 @@ def advice(record: BenefitRecord) -> list[str]:
     return said if pooling is None else [*said, pooling]
 
 
+def is_released(record: BenefitRecord) -> bool:
+    """Whether the record is of rows: those are of enough patients (the gate's floor), so what lacks was not let out."""
+    return record.origin in {"released", "released_unverified"}
+
+
+def verdict_word(record: BenefitRecord, gain: GainFact | None) -> str:
+    """The verdict of a site in two words."""
+    if gain is None and is_released(record):
+        return NOT_RELEASED
+    return VERDICT[verdict_of(gain)]
+
+
 def verdict_of(gain: GainFact | None) -> Verdict:
     """The verdict of a comparison; too few patients where there is none."""
     return Verdict.TOO_FEW if gain is None or gain.verdict is None else gain.verdict
@@ -282,14 +316,19 @@ def _after_holm(record: BenefitRecord, method: MethodFact) -> str:
 
 
 def _pooling_gain(record: BenefitRecord) -> str:
-    gains = [g for g in record.gains(POOLED, LOCAL).values() if g is not None]
-    if not gains:
+    num_sites = sum(g is not None for g in record.gains(POOLED, LOCAL).values())
+    if not num_sites:
         return "There is no site where pooling could be compared."
-    mean = sum(g.value for g in gains) / len(gains)
     return (
-        f"One model of all data minus training alone is {amount(mean, record.primary)} of "
-        f"{metric_name(record.primary)}, as a mean over {len(gains)} sites."
+        f"One model of all data minus training alone is {amount(_mean_pooling_gain(record), record.primary)} of "
+        f"{metric_name(record.primary)}, as a mean over {num_sites} sites."
     )
+
+
+def _mean_pooling_gain(record: BenefitRecord) -> float:
+    """Over the sites where pooling could be compared; 0 where there is none."""
+    gains = [g.value for g in record.gains(POOLED, LOCAL).values() if g is not None]
+    return sum(gains) / max(len(gains), 1)
 
 
 def _listed(names: tuple[str, ...]) -> str:

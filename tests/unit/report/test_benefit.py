@@ -267,6 +267,19 @@ def test_pooling_that_gains_nothing_either_says_so() -> None:
     assert "Pooling was not shown to be better than training alone either." in said
 
 
+def test_pooling_that_lost_on_average_is_not_advised_either() -> None:
+    gains = (
+        gain(-0.08, 0.02, 0.5),
+        gain(-0.08, 0.02, 0.3, method="pooled"),
+        gain(-0.02, 0.01, 0.5, over="pooled"),
+    )
+    said = wording.pooling_sentence(record({"aa": gains}, pooling_allowed=True))
+    assert said is not None
+    assert "imply pool" not in said
+    assert "not shown to be better than training alone" in said
+    assert "-3.0 points" in said
+
+
 def test_a_site_where_federation_is_worth_it_is_not_told_to_pool_what_nobody_compared() -> None:
     made = record({"aa": (gain(0.01, 0.05),)}, pooling_allowed=True, methods=(LOCAL, RUN))
     said = wording.pooling_sentence(made)
