@@ -37,7 +37,7 @@ class Commands(LazyGroup):
             "A study with many hospitals in one process or on Ray, to try it out.",
         ),
         "site": ("fedhealth.cli.site", "Join a study, train in its rounds, keep the results."),
-        "model": ("fedhealth.cli.model", "Export a trained model, recalibrate it at a site."),
+        "model": ("fedhealth.cli.model", "List, export and recalibrate trained models."),
         "predict": ("fedhealth.cli.predict", "Score new patients with a trained model."),
     }
 

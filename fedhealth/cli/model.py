@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fedhealth.cli.output import JsonOption, emit_json, new_app, say
+from fedhealth.cli.output import JsonOption, emit_json, new_app, say, table
 
-app = new_app("Export a trained model, recalibrate it at a site.")
+app = new_app("List, export and recalibrate trained models.")
 
 StudyOption = Annotated[
     str | None, typer.Option("--study", help="Study id, when a site's home holds several.")
@@ -17,9 +17,31 @@ RunOption = Annotated[
 ]
 
 
-@app.callback()
-def _group() -> None:
-    """Keep the group a group, whatever the number of its commands."""
+@app.command("list")
+def list_models(
+    home: Annotated[Path, typer.Option(help="The site's home folder.")],
+    study: Annotated[
+        str | None, typer.Option("--study", help="One study; all if left out.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """What this site keeps: the model of each finished run, and what is its own, by round. Changes nothing."""
+    from fedhealth.cli.model_files import kept_columns, kept_row
+    from fedhealth.site.home import SiteHome
+    from fedhealth.site.kept_models import list_kept
+
+    found = list_kept(SiteHome(home.resolve()), study)
+    if found:
+        say(table(kept_columns(), [kept_row(kept) for kept in found]))
+    else:
+        say(
+            "Nothing is kept here yet: a run's model comes with its last trip, what is this site's own with a round."
+        )
+    for kept in found:
+        if not kept.is_readable:
+            say(f"DAMAGED: {kept.file}. Restore it from a backup; see docs/how-to/personalise.md.")
+    if json:
+        emit_json("model-list", {"models": [kept.as_json() for kept in found]})
 
 
 @app.command()

@@ -1,12 +1,15 @@
-"""What a person says of a model on the command line, as a card's words. Called by `model export`."""
+"""What a person says of a model as a card's words, and kept models as rows of text. Called by `fedhealth model`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from fedhealth.errors import UsageError
 from fedhealth.report.model_card import LIMITS, WordsOfCard
+
+if TYPE_CHECKING:
+    from fedhealth.site.kept_models import KeptModel
 
 MAX_LICENSE_BYTES = 1 << 20
 
@@ -52,3 +55,23 @@ def read_license(path: Path | None) -> str | None:
         "the file of --license cannot be read as UTF-8 text of at most 1 MiB.",
         fix="Give a text file.",
     )
+
+
+def kept_columns() -> list[str]:
+    """Headings of `kept_row`."""
+    return ["study", "run", "round", "what", "method", "global model", "written", "bytes", "state"]
+
+
+def kept_row(kept: "KeptModel") -> list[str | int]:
+    """One kept model for people: digests short, a missing one as a dash."""
+    return [
+        kept.study_id,
+        kept.run_name,
+        "last" if kept.round_number is None else kept.round_number,
+        kept.holds,
+        kept.method,
+        (kept.model_sha256 or "-")[:16],
+        kept.written_at,
+        kept.size_bytes,
+        "readable" if kept.is_readable else "DAMAGED",
+    ]

@@ -11,7 +11,6 @@ from typing import Final
 
 from fedhealth.config.study import RunPlan
 from fedhealth.contracts.benefit import MethodGain, MethodMetrics
-from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.durable import write_atomically
 from fedhealth.errors import UsageError
 from fedhealth.evidence.benefit_row import BenefitRow, ReleasedGain, ReleasedMetrics
@@ -26,7 +25,7 @@ from fedhealth.report.benefit.record import LOCAL, BenefitRecord, MethodFact, be
 from fedhealth.site.account import SiteAccount
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.results import finished_runs
-from fedhealth.site.sessions import Sessions, global_model_path
+from fedhealth.site.sessions import Sessions, read_global_model
 from fedhealth.site.status import read_status
 
 RECORD: Final = "benefit.json"
@@ -135,7 +134,7 @@ def _predictions(home: SiteHome, pinned: Pinned, finished: list[RunPlan]) -> Sit
     tuned = train_alone_tuned(study, finished[0], first)
     judged = {LOCAL: [judged_of(tuned.scores)]}
     for run in finished:
-        vector = vector_from_bytes(global_model_path(pinned, run.name).read_bytes())
+        vector = read_global_model(pinned, run.name)
         scores = scores_on_test(study, run, vector, sessions.context(run.name))
         judged[_method(run).key] = [judged_of(scores)]
     return SitePredictions(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fedhealth.config.personalisation import KEEPS_MODEL, TRAINS_WITHOUT_NOISE
-from fedhealth.contracts.tensors import vector_digest, vector_from_bytes
+from fedhealth.contracts.tensors import vector_digest
 from fedhealth.errors import UsageError
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
-from fedhealth.site.sessions import Sessions, global_model_path
+from fedhealth.site.sessions import Sessions, global_model_path, read_global_model
 
 if TYPE_CHECKING:
     from fedhealth.config.study import RunPlan
@@ -103,7 +103,7 @@ def open_own_model(home: SiteHome, study_id: str | None, run_name: str | None) -
             fix="Give a finished one with --run, or wait for the server (`fedhealth site status`).",
         )
     run, sessions = study.run(run_name), Sessions(home, pinned)
-    vector = vector_from_bytes(global_model_path(pinned, run_name).read_bytes())
+    vector = read_global_model(pinned, run_name)
     site = sessions.context(run_name)
     learner = Learner(study, run, device=site.device)
     load_run_model(learner, run, vector, site, study)

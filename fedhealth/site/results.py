@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedhealth.config.personalisation import PersonalisationName
 from fedhealth.config.study import RunPlan
-from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.durable import write_json
 from fedhealth.errors import UsageError
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
-from fedhealth.site.sessions import Sessions, global_model_path
+from fedhealth.site.sessions import Sessions, global_model_path, read_global_model
 
 if TYPE_CHECKING:
     from fedhealth.training.held_out import PairedDifference, TestResult
@@ -115,7 +114,7 @@ def _judge(home: SiteHome, pinned: Pinned, finished: list[RunPlan]) -> dict[str,
     rows = [_row(ALONE, alone), _row(TUNED, result_of(tuned.scores, seed=seed))]
     differences = []
     for run in finished:
-        vector = vector_from_bytes(global_model_path(pinned, run.name).read_bytes())
+        vector = read_global_model(pinned, run.name)
         scores = scores_on_test(study, run, vector, sessions.context(run.name))
         rows.append(_row(title_of(run), result_of(scores, seed=seed)))
         difference = paired_difference(scores, tuned.scores, seed=seed)

@@ -12,12 +12,14 @@ from fedhealth.contracts.blocks import ModalityBlock
 from fedhealth.contracts.cohort import Cohort, SitePackage
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import LocalSession, SiteContext, TrainingMethod, Vector
-from fedhealth.contracts.tensors import TensorSpec, vector_bytes
+from fedhealth.contracts.tensors import TensorSpec, vector_bytes, vector_from_bytes
 from fedhealth.data.split import split_patients
 from fedhealth.durable import write_atomically
-from fedhealth.errors import ConfigError
+from fedhealth.errors import AggregationError, ConfigError
 from fedhealth.evidence.statements import Manifest
-from fedhealth.site.home import Pinned, SiteHome
+from fedhealth.site.home import Pinned, SiteHome, StudyFolder
+
+FLOAT32_BYTES = 4
 
 
 def site_package(
@@ -177,4 +179,26 @@ def model_sizes(study: Study) -> dict[str, int]:
 
 def global_model_path(pinned: Pinned, run_name: str) -> Path:
     """Where the closing model of a run lies at this site."""
-    return pinned.folder.results / f"{run_name}.f4le"
+    return closing_model_path(pinned.folder, run_name)
+
+
+def closing_model_path(folder: StudyFolder, run_name: str) -> Path:
+    """The same by the study's folder alone, for who only lists what is there."""
+    return folder.results / f"{run_name}.f4le"
+
+
+def read_global_model(pinned: Pinned, run_name: str) -> Vector:
+    """The closing model of a finished run, flat.
+
+    Raises:
+        AggregationError: FH-TENSOR-003 the file is no row of float32.
+    """
+    payload = global_model_path(pinned, run_name).read_bytes()
+    if len(payload) % FLOAT32_BYTES:
+        raise AggregationError(
+            "FH-TENSOR-003",
+            f"the model of run {run_name} that is kept here has {len(payload)} bytes, which is no row of float32.",
+            why="The file is damaged: it is not the model that came with the closing trip.",
+            fix="Restore the study's results folder of this home from a backup.",
+        )
+    return vector_from_bytes(payload)

@@ -23,6 +23,7 @@ from fedhealth.contracts.local_training import SiteContext
 from fedhealth.errors import ConfigError, TrainingError
 from fedhealth.training.frozen_tensors import trained as trained_of
 from fedhealth.training.learner import Learner, dump, spec_of
+from fedhealth.training.personalisation.places import control_folder
 from fedhealth.training.private_head import HeadStore
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def finish(
 def control_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadStore:
     """Where a run's own control variates are kept at this site; empty for a run without them."""
     return HeadStore(
-        site.state_dir / "control_variates" / run.name,
+        control_folder(site.state_dir, run),
         spec_of(learner.shared),
         holds="control variate",
     )

@@ -5,9 +5,11 @@ or the server may go on from an older checkpoint: the head of a round that did n
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ KEPT_ROUNDS = 20
 """Heads kept behind the newest: further back than a server's checkpoints are worth going."""
 
 _FILE = re.compile(r"head_(\d{5,})\.safetensors")
+_MODEL, _CONTENT = "model_sha256", "tensors_sha256"
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -58,9 +61,7 @@ class HeadStore:
 
     def trained_from(self, round_number: int) -> str | None:
         """Digest of the global model that the head of that round was trained with; None where it was not written."""
-        with safetensors.safe_open(self._path(round_number), framework="np") as stored:
-            metadata: dict[str, str] = stored.metadata() or {}
-        return metadata.get("model_sha256")
+        return _metadata(self._path(round_number)).get(_MODEL)
 
     def save(
         self,
@@ -79,7 +80,8 @@ class HeadStore:
         self._folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
         payload = safetensors.numpy.save(
             {n: np.ascontiguousarray(t) for n, t in tensors.items()},
-            metadata=None if model_sha256 is None else {"model_sha256": model_sha256},
+            metadata={_CONTENT: _digest(tensors)}
+            | ({} if model_sha256 is None else {_MODEL: model_sha256}),
         )
         path = self._path(round_number)
         temporary = path.with_suffix(".tmp")
@@ -95,16 +97,13 @@ class HeadStore:
         _sync_folder(self._folder)
 
     def _rounds(self) -> list[int]:
-        names = os.listdir(self._folder) if self._folder.is_dir() else []  # noqa: PTH208 - names only
-        return [int(match[1]) for match in map(_FILE.fullmatch, names) if match]
+        return _rounds_in(self._folder)
 
     def _path(self, round_number: int) -> Path:
-        return self._folder / f"head_{round_number:05d}.safetensors"
+        return _path_in(self._folder, round_number)
 
     def _read(self, path: Path) -> Tensors:
-        tensors: Tensors = {}
-        with contextlib.suppress(SafetensorError):
-            tensors = safetensors.numpy.load(path.read_bytes())
+        tensors = _read_whole(path) or {}
         if TensorSpec.of({n: tensors[n] for n in self._spec.names() if n in tensors}) != self._spec:
             raise TrainingError(
                 "FH-TRAIN-006",
@@ -114,6 +113,79 @@ class HeadStore:
                 "round before.",
             )
         return tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFile:
+    """One file of a store, as it lies on the disk.
+
+    Attributes:
+        path: where.
+        round_number: whose update it was trained with.
+        size_bytes: of the file.
+        written_at: seconds since 1970, by the file system.
+        model_sha256: digest of the global model that it was trained with; None where it was not written.
+        is_readable: whether its tensors are all there, and are those that were written.
+    """
+
+    path: Path
+    round_number: int
+    size_bytes: int
+    written_at: float
+    model_sha256: str | None
+    is_readable: bool
+
+
+def kept_files(folder: Path) -> list[KeptFile]:
+    """The files of a store by round, without a model to compare them with; none where there is no folder."""
+    found = []
+    for number in sorted(_rounds_in(folder)):
+        path = _path_in(folder, number)
+        facts, is_readable = path.stat(), _read_whole(path) is not None
+        found.append(
+            KeptFile(
+                path=path,
+                round_number=number,
+                size_bytes=facts.st_size,
+                written_at=facts.st_mtime,
+                model_sha256=_metadata(path).get(_MODEL) if is_readable else None,
+                is_readable=is_readable,
+            )
+        )
+    return found
+
+
+def _rounds_in(folder: Path) -> list[int]:
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - names only
+    return [int(match[1]) for match in map(_FILE.fullmatch, names) if match]
+
+
+def _path_in(folder: Path, round_number: int) -> Path:
+    return folder / f"head_{round_number:05d}.safetensors"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, framework="np") as stored:
+        metadata: dict[str, str] = stored.metadata() or {}
+    return metadata
+
+
+def _read_whole(path: Path) -> Tensors | None:
+    """The tensors of a file; None where it is damaged. Files of before there was a digest are taken as they are."""
+    with contextlib.suppress(SafetensorError):
+        tensors: Tensors = safetensors.numpy.load(path.read_bytes())
+        if _metadata(path).get(_CONTENT) in {None, _digest(tensors)}:
+            return tensors
+    return None
+
+
+def _digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    """SHA-256 over names, shapes and values: safetensors itself has no checksum, and finds a cut file only."""
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(f"{name} {tensors[name].shape}\n".encode())
+        content.update(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
+    return content.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

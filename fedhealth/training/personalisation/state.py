@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from fedhealth.config.personalisation import KEEPS_MODEL, KEEPS_TENSORS
 from fedhealth.contracts.local_training import SiteContext
 from fedhealth.training.learner import Learner, spec_of
+from fedhealth.training.personalisation.places import held_by, state_folder
 from fedhealth.training.personalisation.work import Tensors
 from fedhealth.training.private_head import HeadStore
 
@@ -59,14 +60,12 @@ def open_state(site: SiteContext, run: "RunPlan", learner: Learner) -> PersonalS
 
 
 def state_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadStore:
-    """Where it is kept. Private heads and blocks have a folder of their own name, as ever."""
-    if run.personalisation in {"private_head", "private_blocks"}:
-        return HeadStore(site.state_dir / "private_heads" / run.name, spec_of(learner.private))
+    """Where it is kept."""
     is_model = run.personalisation in KEEPS_MODEL
     return HeadStore(
-        site.state_dir / "personal" / run.name,
+        state_folder(site.state_dir, run),
         spec_of(learner.shared if is_model else learner.private),
-        holds="own model" if is_model else "own tensors",
+        holds=held_by(run),
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from fedhealth.cli import app as cli
 from fedhealth.config.study import Study
 from fedhealth.contracts.data import SplitName
+from fedhealth.contracts.tensors import vector_digest
 from fedhealth.data.batch import PatientDataset
 from fedhealth.data.reader import COHORT_FILE
 from fedhealth.data.split import split_patients
@@ -25,6 +27,7 @@ from fedhealth.errors import ExitCode
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.report.model_bundle import CARD_PAGE
 from fedhealth.report.write import write_round
+from fedhealth.site.sessions import Sessions, load_training_method
 from fedhealth.testing.example_rounds import example_run
 
 from .trained import Trained, content
@@ -481,3 +484,80 @@ def test_classes_are_recalibrated_by_one_temperature(
     raw = np.array(risks(tmp_path / "b.csv"))
     odds = (raw / (1 - raw)) ** made["slope"]
     assert risks(tmp_path / "a.csv") == pytest.approx(odds / (1 + odds), abs=1e-5)
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, trained: Trained) -> Path:
+    """A copy of the hospital's home, to damage."""
+    home = tmp_path / "home"
+    shutil.copytree(trained.site.root, home)
+    return home
+
+
+def listed(home: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, object]]:
+    capsys.readouterr()
+    assert cli.run(["model", "list", "--home", str(home), "--json", *more]) == 0
+    models: list[dict[str, object]] = json.loads(capsys.readouterr().out)["models"]
+    return models
+
+
+def test_list_names_what_a_site_keeps_and_the_global_model_that_it_belongs_to(
+    trained: Trained, own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = listed(own_home, capsys)
+    assert [(m["run_name"], m["round_number"], m["holds"], m["method"]) for m in models] == [
+        ("plain", None, "global model", "none"),
+        ("heads", 1, "private head", "private_head"),
+        ("heads", None, "global model", "private_head"),
+    ]
+    assert all(m["is_readable"] for m in models)
+    for model in models:
+        path = own_home / str(model["file"])
+        assert model["size_bytes"] == path.stat().st_size
+        if model["holds"] == "global model":
+            assert model["model_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    sessions = Sessions(trained.site, trained.pinned)
+    started_from = load_training_method("supervised").initial_tensors(
+        trained.pinned.study, trained.pinned.study.run("heads")
+    )
+    vector = sessions.open("heads")[1].flatten(started_from)
+    assert models[1]["model_sha256"] == vector_digest(vector)
+    assert listed(own_home, capsys, "--study", "trained") == models
+
+
+def test_list_names_a_damaged_file_and_the_models_that_use_it_are_refused(
+    own_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (head,) = own_home.glob("studies/trained/state/heads/private_heads/heads/*.safetensors")
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    head.write_bytes(content)
+    plain = own_home / "studies/trained/results/plain.f4le"
+    plain.write_bytes(plain.read_bytes()[:-1])
+    assert cli.run(["model", "list", "--home", str(own_home)]) == 0
+    said = capsys.readouterr().err
+    for path in (head, plain):
+        assert f"DAMAGED: {path.relative_to(own_home)}" in said
+    assert said.count("DAMAGED: ") == 2
+    for run, code in (("heads", "FH-TRAIN-006"), ("plain", "FH-TENSOR-003")):
+        out = ["--run", run, "--out", str(tmp_path / run)]
+        assert cli.run(["model", "export", "--home", str(own_home), *out]) != 0
+        assert code in capsys.readouterr().err
+
+
+def test_list_of_a_home_that_keeps_nothing_yet_says_so(
+    own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(own_home / "studies/trained/results")
+    shutil.rmtree(own_home / "studies/trained/state")
+    assert listed(own_home, capsys) == []
+    assert cli.run(["model", "list", "--home", str(own_home)]) == 0
+    assert "Nothing is kept here yet" in capsys.readouterr().err
+
+
+def test_list_refuses_a_folder_that_is_no_sites_home(
+    tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["model", "list", "--home", str(tmp_path)]) == ExitCode.CONFIG
+    assert cli.run(["model", "list", "--home", str(own_home), "--study", "no"]) == ExitCode.USAGE
+    assert "FH-USAGE-010" in capsys.readouterr().err
