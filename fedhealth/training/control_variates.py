@@ -127,6 +127,7 @@ def control_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadSt
         control_folder(site.state_dir, run),
         spec_of(learner.shared),
         holds="control variate",
+        study_sha256=learner.study_sha256,
     )
 
 

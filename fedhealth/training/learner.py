@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedhealth.config.load import study_digest
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.data.batch import PatientDataset
 from fedhealth.errors import ConfigError, TrainingError
@@ -31,6 +32,8 @@ Tensors = dict[str, Vector]
 class Learner:
     """The study's model on one device, with its parameters divided into shared and private ones.
 
+    `study_sha256` is the digest of the study as this site builds it: what is kept between rounds is bound to it.
+
     Args:
         study: model, task, data contract and seed.
         run: its personalisation decides which parameters are private.
@@ -43,6 +46,7 @@ class Learner:
     """
 
     def __init__(self, study: "Study", run: "RunPlan", *, device: str = "cpu") -> None:
+        self.study_sha256 = study_digest(study)
         self.contract = study.data.to_contract(seed=study.seed)
         self.task = build_task(study, self.contract)
         self.device = choose_device(device)

@@ -28,7 +28,7 @@ KEPT_ROUNDS = 20
 """Heads kept behind the newest: further back than a server's checkpoints are worth going."""
 
 _FILE = re.compile(r"head_(\d{5,})\.safetensors")
-_MODEL, _CONTENT = "model_sha256", "tensors_sha256"
+_MODEL, _CONTENT, _STUDY = "model_sha256", "tensors_sha256", "study_sha256"
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -40,10 +40,19 @@ class HeadStore:
         folder: private to the run; made when the first head is written.
         spec: names and shapes of the head's tensors.
         holds: what is kept there, for messages.
+        study_sha256: digest of the study that the heads belong to; None where whoever calls knows it otherwise. Another
+            version of a study, or one with other privacy, must not go on from what was trained in this one.
     """
 
-    def __init__(self, folder: Path, spec: TensorSpec, *, holds: str = "private head") -> None:
-        self._holds = holds
+    def __init__(
+        self,
+        folder: Path,
+        spec: TensorSpec,
+        *,
+        holds: str = "private head",
+        study_sha256: str | None = None,
+    ) -> None:
+        self._holds, self._study_sha256 = holds, study_sha256
         self._folder = folder
         self._spec = spec
 
@@ -78,10 +87,14 @@ class HeadStore:
         those more than `KEPT_ROUNDS` behind.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
+        known = {
+            _CONTENT: _digest(tensors),
+            _MODEL: model_sha256,
+            _STUDY: self._study_sha256,
+        }
         payload = safetensors.numpy.save(
             {n: np.ascontiguousarray(t) for n, t in tensors.items()},
-            metadata={_CONTENT: _digest(tensors)}
-            | ({} if model_sha256 is None else {_MODEL: model_sha256}),
+            metadata={key: value for key, value in known.items() if value is not None},
         )
         path = self._path(round_number)
         temporary = path.with_suffix(".tmp")
@@ -112,7 +125,19 @@ class HeadStore:
                 fix="Restore the site's state folder from a backup, or remove that file to go on from the "
                 "round before.",
             )
+        if self._study_sha256 is not None:
+            self._check_study(path)
         return tensors
+
+    def _check_study(self, path: Path) -> None:
+        if _metadata(path).get(_STUDY) == self._study_sha256:
+            return
+        raise TrainingError(
+            "FH-TRAIN-006",
+            f"the {self._holds} in {path.name} belongs to another version of this study.",
+            why="What was trained under other rules, without noise perhaps, would reach what this study releases.",
+            fix=f"Move the folder {path.parent.name} of this run's state away: the site then begins anew.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

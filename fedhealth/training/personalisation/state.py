@@ -66,6 +66,7 @@ def state_store(site: SiteContext, run: "RunPlan", learner: Learner) -> HeadStor
         state_folder(site.state_dir, run),
         spec_of(learner.shared if is_model else learner.private),
         holds=held_by(run),
+        study_sha256=learner.study_sha256,
     )
 
 
