@@ -47,7 +47,7 @@ class BenefitRow(Statement):
     Attributes:
         primary: the metric that verdicts are about.
         margin: a loss of it below this is taken as no loss.
-        is_simulation: one machine played all hospitals.
+        is_simulation: one party played all hospitals.
         personal_runs: runs that were judged with this site's own part of the model.
     """
 

@@ -83,7 +83,7 @@ class ModelCard(Closed):
 
     Attributes:
         has_records: whether round records were at hand; without them nothing is said about metrics and privacy.
-        is_simulation: whether one machine played all hospitals, as a record or the home of the model says.
+        is_simulation: whether one party played all hospitals, as a record or the home of the model says.
         patient_privacy_asked: whether the study protects every patient.
         personal_tensors: how many tensors are this site's own; 0 in a global model.
         personal_tensors_are_private: whether their training was covered by the patients' account.

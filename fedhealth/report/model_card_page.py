@@ -3,7 +3,7 @@
 from fedhealth.report.model_card import ModelCard, PrivacyStatement
 
 _SIMULATED = (
-    "**A simulation: one machine played all hospitals. Nothing here is evidence about a hospital.**"
+    "**A simulation: one party played all hospitals. Nothing here is evidence about a hospital.**"
 )
 
 _NOISED = (

@@ -120,7 +120,7 @@ OUTBOUND: Final[dict[str, tuple[Leaves, str]]] = {
     "Shares.shares_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the shares"),
     "BenefitRow.is_simulation": (
         Leaves.PUBLIC,
-        "whether the hospitals were one process on one machine",
+        "whether the hospitals were simulated by one party",
     ),
     "BenefitRow.study_id": (Leaves.PUBLIC, "repeats the study"),
     "BenefitRow.study_sha256": (Leaves.CRYPTOGRAPHIC, "digest of the study file"),

@@ -104,7 +104,7 @@ class SiteHome:
 
     @property
     def is_simulation(self) -> bool:
-        """Whether one machine plays this hospital and all others."""
+        """Whether one party plays this hospital and all others."""
         return self.simulation.exists()
 
     @property

@@ -25,7 +25,7 @@ class OwnModel:
     Attributes:
         weights: bytes of the weights file of all its parameters.
         model_sha256: digest of the shared tensors, as round records name it.
-        is_simulation: one machine played all hospitals.
+        is_simulation: one party played all hospitals.
     """
 
     pinned: Pinned

@@ -149,7 +149,7 @@ class BenefitRecord(Watermarked):
         primary: the metric that verdicts are about.
         margin: a loss of the primary metric below it is taken as no loss.
         fewest: patients of each class below which no comparison is made.
-        is_simulation: one machine played all hospitals, whatever the origin; written only then.
+        is_simulation: one party played all hospitals, whatever the origin; written only then.
         curves: learning curves of runs, means over the hospitals; where masks hide each hospital's own.
     """
 
