@@ -27,14 +27,11 @@ lint: $(INSTALLED)  ## style, formatting, and the rule that imports go down only
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Two cores: federations of real processes beside all that starts none. Their output comes at the end.
+# Two cores: a file goes to whichever of two pytests is free, in the order of the folders. Files of tests/processes come
+# before those of tests/unit, so that short ones are left for the end. A federation mostly waits for its processes.
 unit: $(INSTALLED)  ## the whole default test suite, or a part (ARGS="tests/unit/gate")
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest tests/processes > $(VENV)/processes.log 2>&1 & federations=$$!; \
-	$(BIN)/pytest --ignore=tests/processes; rest=$$?; \
-	wait $$federations; processes=$$?; \
-	cat $(VENV)/processes.log; \
-	test $$rest -eq 0 && test $$processes -eq 0
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 else
 	$(BIN)/pytest $(ARGS)
 endif
@@ -62,7 +59,7 @@ $(WITH_RAY): $(INSTALLED)
 
 # Editable, so that a change in the tree needs no new installation; a change of a pyproject.toml does.
 $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(LOCAL:%=%/pyproject.toml)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" $(LOCAL:%=-e ./%)
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]" $(LOCAL:%=-e ./%)
 	$(BIN)/python -m compileall -q fedhealth strategies $(LOCAL)
-	@$(BIN)/python -m compileall -qq $(VENV)/lib/python3.11/site-packages || true
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python3.11/site-packages || true
 	@touch $@

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +14,13 @@ import httpx
 
 from fedhealth.errors import TransportError
 from fedhealth.flower import launch
+from fedhealth.flower.flwr_commands import documents
 from fedhealth.supervision.children import Child
 from fedhealth.supervision.die_with_parent import die_with_parent
 
 START_S: Final = 90.0
 FLWR_S: Final = 60.0
+FLWR_EACH_S: Final = 2.0
 
 
 def wait_healthy(
@@ -47,31 +49,34 @@ def wait_healthy(
                 stopping.wait(0.1)
 
 
-def flwr(*arguments: str, environment: Mapping[str, str], logs: Path) -> dict[str, Any]:
-    """Flower's command line, as JSON.
+def flwr(
+    *commands: Sequence[str], environment: Mapping[str, str], logs: Path
+) -> list[dict[str, Any]]:
+    """Commands of Flower's command line in one process, and what each of them answered.
 
     Raises:
-        TransportError: FH-SERVER-002 it failed.
+        TransportError: FH-SERVER-002 one failed.
     """
+    if not commands:
+        return []
     supervisor = os.getpid()
     done = subprocess.run(
-        [str(launch.script("flwr")), *arguments, "--format", "json"],
+        launch.module("fedhealth.flower.flwr_commands"),
+        input=json.dumps(commands).encode(),
         env=dict(environment),
         capture_output=True,
-        timeout=FLWR_S,
+        timeout=FLWR_S + FLWR_EACH_S * len(commands),
         check=False,
         preexec_fn=lambda: die_with_parent(supervisor),
     )
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        answer = {}
-    if done.returncode != 0 or not answer.get("success"):
-        detail = str(answer.get("error-message", ""))[:300]
+    answers = documents(done.stdout.decode(errors="replace"))
+    refused = [answer for answer in answers if not answer.get("success")]
+    if done.returncode != 0 or refused or len(answers) != len(commands):
+        detail = str(refused[0].get("error-message", ""))[:300] if refused else ""
         raise TransportError(
             "FH-SERVER-002",
-            f"`flwr {arguments[0]} {arguments[1]}` failed. {detail}",
+            f"`flwr {commands[0][0]} {commands[0][1]}` failed. {detail}",
             why="The SuperLink did not accept what the server asked for.",
             fix=f"Look at {logs / 'superlink.log'}.",
         )
-    return answer
+    return answers

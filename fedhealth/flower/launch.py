@@ -16,7 +16,9 @@ from fedhealth.durable import write_atomically
 from fedhealth.evidence.signing import write_private
 
 CONNECTION: Final = "consortium"
-POLL_INTERVAL_S: Final = "0.05"  # SuperExec's default is 1 s
+POLL_VARIABLE: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+SITE_POLL_S: Final = "0.1"  # SuperExec's default is 1 s; a relay waits for it at every message
+SERVER_POLL_S: Final = "0.5"  # a ServerApp waits for it once a run
 REFUSED_TASKS: Final = (  # SuperExec would start them too
     "flwr-agentapp",
     "flwr-connector",
@@ -51,7 +53,7 @@ def flower_environment(flwr_home: Path, **extra: str) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL_S,
+        POLL_VARIABLE: SITE_POLL_S,
         "OMP_NUM_THREADS": "1",
         # glibc keeps freed 5 MB parts of a vector otherwise, and learns to do so: a model or more stays resident.
         "MALLOC_MMAP_THRESHOLD_": "1048576",

@@ -117,7 +117,11 @@ class ServerProcesses:
         self.children.start(
             "superexec",
             launch.server_superexec(place),
-            env=self._environment | {"PATH": f"{bin_folder}:{self._environment['PATH']}"},
+            env=self._environment
+            | {
+                "PATH": f"{bin_folder}:{self._environment['PATH']}",
+                launch.POLL_VARIABLE: launch.SERVER_POLL_S,
+            },
         )
         self._reconcile()
         gateway = self.children.start(
@@ -137,31 +141,34 @@ class ServerProcesses:
     def _reconcile(self) -> None:
         """Make the SuperLink's register of node keys equal to the roster."""
         roster = read_roster(self.home.roster)
+        new = [
+            line
+            for line in roster.lines
+            if line.state == "admitted" and line.entry.node_key_id not in self._registered
+        ]
+        for line, answer in zip(new, self._flwr(*map(self._registration, new)), strict=True):
+            self._registered[line.entry.node_key_id] = int(answer["node-id"])
         for line in roster.lines:
             node_id = self._registered.get(line.entry.node_key_id)
-            if line.state == "admitted" and node_id is None:
-                self._registered[line.entry.node_key_id] = self._register(line)
-            elif line.state == "revoked" and node_id is not None:
-                self._flwr("supernode", "unregister", str(node_id), launch.CONNECTION)
+            if line.state == "revoked" and node_id is not None:
+                self._flwr(("supernode", "unregister", str(node_id), launch.CONNECTION))
                 del self._registered[line.entry.node_key_id]
                 self.progress.note(f"site {line.entry.site_id} is revoked and cut off")
 
-    def _register(self, line: RosterLine) -> int:
+    def _registration(self, line: RosterLine) -> tuple[str, ...]:
         key_file = self.home.live / f"{line.entry.site_id}.pub"
         write_atomically(key_file, line.node_key.encode() + b"\n")
-        answer = self._flwr(
-            "supernode", "register", str(key_file), launch.CONNECTION, "--name", line.entry.site_id
-        )
-        return int(answer["node-id"])
+        name = line.entry.site_id
+        return ("supernode", "register", str(key_file), launch.CONNECTION, "--name", name)
 
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        return flwr(*arguments, environment=self._environment, logs=self.home.logs)
+    def _flwr(self, *commands: tuple[str, ...]) -> list[dict[str, Any]]:
+        return flwr(*commands, environment=self._environment, logs=self.home.logs)
 
     def _do(self, run: RunPlan) -> None:
         folder = self.home.run(run.name)
         write_json(folder.outcome, {"state": "submitted"})
         app = launch.write_thin_app(self.home.flower / "app", version("flwr"))
-        self._flwr("run", str(app), launch.CONNECTION, "--run-config", f'run-name="{run.name}"')
+        self._flwr(("run", str(app), launch.CONNECTION, "--run-config", f'run-name="{run.name}"'))
         self.progress.note(f"run {run.name} submitted: {run.num_rounds} rounds")
         while not self.stopping.wait(0.2):
             self._look_after()

@@ -93,16 +93,14 @@ class RaySimulation:
             server_app=SERVER_APP,
             client_app=self.client_app,
         )
-        flwr(
-            "run",
-            str(app),
-            launch.CONNECTION,
-            "--run-config",
-            f'run-name="{run.name}"',
-            "--federation-config",
+        resources = (
             f"num-supernodes={self.num_hospitals} "
             f"client-resources-num-cpus={self.options.cpus_per_hospital} "
-            f"client-resources-num-gpus={float(self.options.gpus_per_hospital)}",
+            f"client-resources-num-gpus={float(self.options.gpus_per_hospital)}"
+        )
+        command = ("run", str(app), launch.CONNECTION, "--run-config", f'run-name="{run.name}"')
+        flwr(
+            (*command, "--federation-config", resources),
             environment=self.environment,
             logs=home.logs,
         )

@@ -23,6 +23,7 @@ from fedhealth.server.roster import Roster, RosterLine
 
 log = logging.getLogger("fedhealth.server")
 POLL_S: Final = 0.05
+LONGEST_POLL_S: Final = 0.25  # a quarter of LATE_S
 LATE_S: Final = (
     1.0  # a relay answers up to a second before the time to live; then comes the way back
 )
@@ -108,18 +109,28 @@ def replies(
         patience_s: how long to wait.
         is_enough: asked between replies.
     """
+    last_reply = begin
     while outstanding and time.monotonic() - begin < patience_s:
         for message_id in list(outstanding):
             reply = _pull(grid, message_id, outstanding[message_id], begin)
             if reply is not None:
                 del outstanding[message_id]
+                last_reply = time.monotonic()
                 yield reply
                 del reply  # a whole update: not while the next one is awaited
         if is_enough is not None and is_enough():
             return
-        time.sleep(POLL_S)
+        time.sleep(pause_s(time.monotonic() - last_reply))
     for site_id in outstanding.values():
         yield dropped(site_id, DropCode.DEADLINE, begin)
+
+
+def pause_s(quiet_s: float) -> float:
+    """Seconds until the next question, after `quiet_s` seconds without a reply: a twentieth of them, within bounds.
+
+    Each question costs the SuperLink a request for every site that is still at work, and training may take hours.
+    """
+    return min(LONGEST_POLL_S, max(POLL_S, quiet_s / 20))
 
 
 def _pull(grid: Grid, message_id: str, site_id: str, begin: float) -> RawReply | None:

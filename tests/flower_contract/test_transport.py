@@ -50,11 +50,10 @@ def test_superexec_starts_the_clientapp_by_its_bare_name() -> None:
 
 
 def test_the_poll_interval_of_superexec_is_an_environment_variable() -> None:
-    assert run_superexec._TASK_POLL_INTERVAL_ENV == "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+    assert run_superexec._TASK_POLL_INTERVAL_ENV == launch.POLL_VARIABLE
     least = run_superexec._MIN_TASK_POLL_INTERVAL_SECONDS
-    assert (
-        least <= float(launch.POLL_INTERVAL_S) < run_superexec._DEFAULT_TASK_POLL_INTERVAL_SECONDS
-    )
+    site, server = float(launch.SITE_POLL_S), float(launch.SERVER_POLL_S)
+    assert least <= site < server < run_superexec._DEFAULT_TASK_POLL_INTERVAL_SECONDS
 
 
 def test_names_of_the_environment() -> None:

@@ -1,4 +1,7 @@
-"""What must hold when something goes wrong: a code, a message, no hang, no orphan, nothing lost."""
+"""What must hold when something goes wrong: a code, a message, no hang, no orphan, nothing lost.
+
+Two federations are led through their faults once, and the tests look at what came of it.
+"""
 
 import os
 import signal
@@ -6,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,201 +18,195 @@ import pytest
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.durable import read_json
+from fedhealth.report.record import RoundRecord
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.enrolment import revoke
-from fedhealth.site.enrolment import SiteSettings, init_site
-from fedhealth.site.home import SiteHome
 
-from .conftest import Federation, MakeFederation, processes_of, study_content, wait, wait_until
+from .conftest import (
+    Federation,
+    MakeFederation,
+    factory,
+    processes_of,
+    study_content,
+    wait,
+    wait_until,
+)
 
-
-def contains(folder: Path, needle: bytes) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.is_file() and needle in p.read_bytes()]
-
-
-def drop_codes(federation: Federation, index: int = 0) -> dict[str, DropCode | None]:
-    return {site.site_id: site.drop_code for site in federation.records()[index].sites}
-
-
-FAULTS = {
-    "raise": DropCode.SITE_ERROR,
-    "nan": DropCode.NON_FINITE,
-    "extra_tensor": DropCode.WRONG_SPEC,
-    "missing_tensor": DropCode.WRONG_SPEC,
-    "wrong_shape": DropCode.WRONG_SPEC,
-}
+pytestmark = pytest.mark.timeout(600)  # the first test of a fixture pays for all of its faults
 
 
-def test_a_round_goes_on_without_a_site_whose_training_misbehaves(
-    make_federation: MakeFederation,
-) -> None:
-    """One fault a round at hospital-2; in the last round it behaves, and takes part again."""
-    federation = make_federation(
-        study_content(
-            {"faults": list(FAULTS), "fault_site": "hospital-2"}, num_rounds=len(FAULTS) + 1
-        )
-    )
-    assert federation.run_to_the_end() == 0, federation.output("server")
-    for index, code in enumerate([*FAULTS.values(), None]):
-        expected = {"hospital-1": None, "hospital-2": code, "hospital-3": None}
-        assert drop_codes(federation, index) == expected
-    federation.end()
-    elsewhere = [federation.server.root, federation.sites["hospital-1"].root]
-    assert not [hit for folder in elsewhere for hit in contains(folder, b"DOE^JOHN")]
-    assert "DOE^JOHN" not in federation.output("server") + federation.output("hospital-2")
+def drop_codes(record: RoundRecord) -> dict[str, DropCode | None]:
+    return {site.site_id: site.drop_code for site in record.sites}
+
+
+# --- five sites: one is too late, one's worker dies, one is killed, one is revoked ---------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Battered:
+    """What was seen of the sites while the server ran on."""
+
+    federation: Federation
+    left_of_the_killed: dict[int, str]
+    exit_of_the_revoked: int
+
+    def record(self, index: int) -> RoundRecord:
+        return self.federation.records()[index]
+
+
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Battered]:
+    options = {"wait_s": 6, "slow_site": "hospital-4", "slow_s": 300}
+    for make in factory(tmp_path_factory.mktemp("battered")):
+        yield batter(make(study_content(options, num_rounds=2, round_deadline_s=25), num_sites=5))
+
+
+def batter(federation: Federation) -> Battered:
+    """hospital-2's worker and all of hospital-3 are killed in round 1, for which hospital-4 is too late.
+
+    hospital-5 is revoked in round 2, the last.
+    """
+    federation.start_sites(["hospital-1", "hospital-2", "hospital-4"])
+    killed, revoked = (federation.start_site(f"hospital-{n}") for n in (3, 5))
+    server = federation.start_server()
+    wait_until(lambda: is_working(federation, "hospital-2"), 120, "the first victim trains")
+    os.kill(read_json(status_of(federation, "hospital-2"))["pid"], signal.SIGKILL)
+    wait_until(lambda: is_working(federation, "hospital-3"), 20, "the second victim trains")
+    killed.kill()
+    killed.wait()
+    home = federation.sites["hospital-3"].root
+    wait_until(lambda: processes_of(home) == {}, 10, "the site's tree is gone")
+    wait_until(lambda: len(federation.records()) >= 1, 120, "a round is recorded")
+    revoke(federation.server, "hospital-5")
+    code = wait(revoked, 90)
+    assert wait(server, 180) == 0, federation.output("server")
+    left = processes_of(home)
+    return Battered(federation=federation, left_of_the_killed=left, exit_of_the_revoked=code)
+
+
+def status_of(federation: Federation, site_id: str) -> Path:
+    return federation.sites[site_id].study("scripted").status
+
+
+def is_working(federation: Federation, site_id: str) -> bool:
+    return read_json(status_of(federation, site_id)).get("state") == "working"
 
 
 def test_a_straggler_is_dropped_at_the_deadline_and_joins_the_next_round(
-    make_federation: MakeFederation,
+    battered: Battered,
 ) -> None:
-    federation = make_federation(
-        study_content({"slow_site": "hospital-3", "slow_s": 300}, num_rounds=2, round_deadline_s=8)
-    )
-    assert federation.run_to_the_end() == 0, federation.output("server")
-    assert drop_codes(federation)["hospital-3"] is DropCode.DEADLINE
-    assert drop_codes(federation, 1)["hospital-3"] is None
+    assert drop_codes(battered.record(0))["hospital-4"] is DropCode.DEADLINE
+    assert drop_codes(battered.record(1))["hospital-4"] is None
 
 
-def test_a_void_round_leaves_the_model_and_ends_with_exit_9(
-    make_federation: MakeFederation,
+def test_a_worker_that_dies_is_started_again_and_the_site_takes_part_in_the_next_round(
+    battered: Battered,
 ) -> None:
-    federation = make_federation(
-        study_content(
-            {"fault": "nan", "fault_site": "hospital-2", "fault_rounds": [1]},
-            min_cohort=2,
-            max_void_rounds=1,
-        ),
-        num_sites=2,
-    )
-    assert federation.run_to_the_end() == 9
-    (record,) = federation.records()
-    assert record.status == "void"
-    assert record.model_out_sha256 == record.model_in_sha256
-    assert {site.status.value for site in record.sites} == {"unused", "dropped"}
-    assert read_last_checkpoint(federation.server.run("main")).round_number == 0
-    assert "FH-QUORUM-002" in federation.output("server")
-    page = next(federation.server.run("main").reports.glob("round-0001*.html")).read_text()
-    assert "void" in page.lower()
+    assert drop_codes(battered.record(0))["hospital-2"] is not None
+    assert drop_codes(battered.record(1))["hospital-2"] is None
+    assert "killed by signal 9" in battered.federation.output("hospital-2")
 
 
-def test_the_server_ends_with_exit_9_when_the_minimum_cohort_does_not_come(
-    make_federation: MakeFederation,
-) -> None:
-    federation = make_federation(study_content({}, cohort_wait_s=4, gather_s=1))
-    federation.start_site("hospital-1")
-    assert wait(federation.start_server(), 60) == 9
-    assert "FH-QUORUM-001" in federation.output("server")
-    assert processes_of(federation.server.root) == {}
+def test_kill_9_of_a_site_leaves_no_process_and_the_round_goes_on(battered: Battered) -> None:
+    assert battered.left_of_the_killed == {}
+    first = drop_codes(battered.record(0))
+    assert first["hospital-3"] in {DropCode.DEADLINE, DropCode.NODE_UNAVAILABLE}
+    assert first["hospital-1"] is None
+    assert battered.record(0).status == "complete"
 
 
-def test_a_site_that_is_not_admitted_is_refused_with_the_cause_on_both_sides(
-    make_federation: MakeFederation, tmp_path: Path
-) -> None:
-    federation = make_federation(study_content({}, cohort_wait_s=60), num_sites=2)
-    stranger = SiteHome(tmp_path / "stranger")
-    settings = SiteSettings(
-        site_id="stranger-9",
-        package="synthetic",
-        package_options={},
-        data_dir=tmp_path / "data",
-        train_size=10,
-    )
-    init_site(stranger, federation.server.invitation, settings)
-    # Its own admission is missing, so it borrows another site's: only the node key tells who it is.
-    admission = federation.sites["hospital-1"].study("scripted").admission
-    stranger.study("scripted").admission.write_bytes(admission.read_bytes())
-    federation.sites["stranger-9"] = stranger
-    server = federation.start_server()
-    wait_until(lambda: "listening" in federation.output("server"), 60, "the server listens")
-    assert wait(federation.start_site("stranger-9"), 90) == 7
-    assert "FH-IDENTITY-020" in federation.output("stranger-9")
-    wait_until(lambda: "is not admitted" in federation.output("server"), 10, "the server tells")
-    assert processes_of(stranger.root) == {}
-    server.send_signal(signal.SIGTERM)
-    assert wait(server, 40) == 0
+def test_a_revoked_site_is_cut_off_while_the_server_runs(battered: Battered) -> None:
+    assert battered.exit_of_the_revoked == 7
+    assert "FH-IDENTITY-020" in battered.federation.output("hospital-5")
+    last = battered.federation.records()[-1]
+    assert last.status == "complete"
+    assert "hospital-5" not in {site.site_id for site in last.sites}
 
 
-def test_a_revoked_site_is_cut_off_while_the_server_runs(make_federation: MakeFederation) -> None:
-    federation = make_federation(study_content({"wait_s": 3}, num_rounds=4))
-    federation.start_sites(["hospital-1", "hospital-2"])
-    revoked = federation.start_site("hospital-3")
-    server = federation.start_server()
-    wait_until(lambda: len(federation.records()) >= 1, 90, "a round is recorded")
-    revoke(federation.server, "hospital-3")
-    assert wait(revoked, 60) == 7
-    assert "FH-IDENTITY-020" in federation.output("hospital-3")
-    assert wait(server, 90) == 0, federation.output("server")
-    last = federation.records()[-1]
-    assert {s.site_id for s in last.sites} == {"hospital-1", "hospital-2"}
+# --- two sites whose server is interrupted, killed, and ends with a void round -------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """What was seen of the server each time it ended."""
+
+    federation: Federation
+    exit_codes: list[int]
+    left: list[dict[int, str]]
+    checkpoints: list[int]
+
+
+@pytest.fixture(scope="module")
+def restarted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
+    options = {"step": 1.0, "wait_s": 2, "fault": "nan", "fault_site": "hospital-2"}
+    content = study_content(options | {"fault_runs": ["void"]}, min_cohort=2, max_void_rounds=1)
+    content["runs"] = [{"name": "main", "num_rounds": 3}, {"name": "void", "num_rounds": 1}]
+    for make in factory(tmp_path_factory.mktemp("restarted")):
+        yield restart(make(content, num_sites=2))
+
+
+def restart(federation: Federation) -> Restarted:
+    """Ctrl-C after round 1, kill -9 after round 2; a third start ends the run, and the next run's round is void."""
+    codes, left, checkpoints = [], [], []
+    main = federation.server.run("main")
+    federation.start_sites()
+    for number, end in enumerate((signal.SIGINT, signal.SIGKILL), start=1):
+        server = federation.start_server()
+        wait_until(lambda n=number: len(federation.records()) >= n, 150, "a round is recorded")  # type: ignore[misc]
+        server.send_signal(end)
+        codes.append(wait(server, 40))
+        wait_until(lambda: processes_of(federation.server.root) == {}, 10, "the tree is gone")
+        left.append(processes_of(federation.server.root))
+        checkpoints.append(read_last_checkpoint(main).round_number)
+    codes.append(wait(federation.start_server(), 240))
+    return Restarted(federation=federation, exit_codes=codes, left=left, checkpoints=checkpoints)
 
 
 def test_ctrl_c_ends_the_server_and_a_second_run_goes_on_from_the_checkpoint(
-    make_federation: MakeFederation,
+    restarted: Restarted,
 ) -> None:
-    federation = make_federation(study_content({"step": 1.0, "wait_s": 1}, num_rounds=3))
-    federation.start_sites()
-    server = federation.start_server()
-    wait_until(lambda: len(federation.records()) >= 1, 90, "a round is recorded")
-    server.send_signal(signal.SIGINT)
-    assert wait(server, 40) == 130
-    assert processes_of(federation.server.root) == {}
-    done = read_last_checkpoint(federation.server.run("main")).round_number
-    assert done >= 1
-    assert wait(federation.start_server(), 120) == 0, federation.output("server")
-    trained = [r for r in federation.records() if r.kind == "train" and r.status == "complete"]
+    assert restarted.exit_codes[0] == 130
+    assert restarted.left[0] == {}
+    assert restarted.checkpoints[0] >= 1
+    records = restarted.federation.records()
+    trained = [r for r in records if r.kind == "train" and r.status == "complete"]
     assert [r.round_number for r in trained] == [1, 2, 3]
     for before, after in pairwise(trained):
         assert after.model_in_sha256 == before.model_out_sha256
 
 
 def test_kill_9_of_the_server_leaves_no_process_and_loses_no_completed_round(
+    restarted: Restarted,
+) -> None:
+    assert restarted.exit_codes[1] == -signal.SIGKILL
+    assert restarted.left[1] == {}
+    assert restarted.checkpoints[1] >= 2
+    assert [r.status for r in restarted.federation.records()] == ["complete"] * 4
+
+
+def test_a_void_round_leaves_the_model_and_ends_with_exit_9(restarted: Restarted) -> None:
+    federation = restarted.federation
+    assert restarted.exit_codes[2] == 9
+    (record,) = federation.records("void")
+    assert record.status == "void"
+    assert record.model_out_sha256 == record.model_in_sha256
+    assert {site.status.value for site in record.sites} == {"unused", "dropped"}
+    assert read_last_checkpoint(federation.server.run("void")).round_number == 0
+    assert "FH-QUORUM-002" in federation.output("server")
+    page = next(federation.server.run("void").reports.glob("round-0001*.html")).read_text()
+    assert "void" in page.lower()
+
+
+# --- what ends before a round ---------------------------------------------------------------------------------------
+
+
+def test_the_server_ends_with_exit_9_when_the_minimum_cohort_does_not_come(
     make_federation: MakeFederation,
 ) -> None:
-    federation = make_federation(study_content({"wait_s": 1}, num_rounds=2))
-    federation.start_sites()
-    server = federation.start_server()
-    wait_until(lambda: len(federation.records()) >= 1, 90, "a round is recorded")
-    server.kill()
-    server.wait()
-    wait_until(lambda: processes_of(federation.server.root) == {}, 10, "the server's tree is gone")
-    assert wait(federation.start_server(), 120) == 0, federation.output("server")
-    assert [r.status for r in federation.records()] == ["complete"] * 3
-
-
-def test_kill_9_of_a_site_leaves_no_process_and_the_round_goes_on(
-    make_federation: MakeFederation,
-) -> None:
-    federation = make_federation(study_content({"wait_s": 6}, num_rounds=1, round_deadline_s=25))
-    federation.start_sites(["hospital-1", "hospital-2"])
-    victim = federation.start_site("hospital-3")
-    server = federation.start_server()
-    status = federation.sites["hospital-3"].study("scripted").status
-    wait_until(lambda: read_json(status).get("state") == "working", 90, "the victim trains")
-    victim.kill()
-    victim.wait()
-    home = federation.sites["hospital-3"].root
-    wait_until(lambda: processes_of(home) == {}, 10, "the site's tree is gone")
-    assert wait(server, 120) == 0, federation.output("server")
-    assert drop_codes(federation)["hospital-3"] in {
-        DropCode.DEADLINE,
-        DropCode.NODE_UNAVAILABLE,
-    }
-    assert drop_codes(federation)["hospital-1"] is None
-
-
-def test_a_worker_that_dies_is_started_again_and_the_site_takes_part_in_the_next_round(
-    make_federation: MakeFederation,
-) -> None:
-    federation = make_federation(study_content({"wait_s": 3}, num_rounds=2, round_deadline_s=30))
-    federation.start_sites()
-    server = federation.start_server()
-    status = federation.sites["hospital-2"].study("scripted").status
-    wait_until(lambda: read_json(status).get("state") == "working", 90, "the worker trains")
-    os.kill(read_json(status)["pid"], signal.SIGKILL)
-    assert wait(server, 120) == 0, federation.output("server")
-    assert drop_codes(federation)["hospital-2"] is not None
-    assert drop_codes(federation, 1)["hospital-2"] is None
-    assert "killed by signal 9" in federation.output("hospital-2")
+    federation = make_federation(study_content({}, cohort_wait_s=2, gather_s=1))
+    assert wait(federation.start_server(), 90) == 9
+    assert "FH-QUORUM-001" in federation.output("server")
+    assert processes_of(federation.server.root) == {}
 
 
 def test_a_site_whose_server_is_away_waits_without_any_process_of_flower(

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -24,8 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedhealth.durable import write_atomically
 from fedhealth.server.roster import read_roster
+from fedhealth.site.enrolment import SiteSettings, init_site, node_key
+from fedhealth.site.home import SiteHome
 
-from .conftest import Federation, factory, study_content, wait_until
+from .conftest import Federation, factory, processes_of, study_content, wait, wait_until
 
 MEGABYTE = 1_000_000
 TIMEOUT_S = 3
@@ -40,9 +43,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         settings = yaml.safe_load(made.server.config.read_text())
         settings |= {"max_body_mb": 1, "request_timeout_s": TIMEOUT_S}
         write_atomically(made.server.config, yaml.safe_dump(settings).encode())
-        made.start_server()
+        server = made.start_server()
         wait_listening(made)
         yield made
+        server.send_signal(signal.SIGTERM)
+        assert wait(server, 40) == 0
 
 
 def wait_listening(federation: Federation) -> None:
@@ -266,6 +271,32 @@ def test_an_unknown_key_is_told_to_the_coordinator_by_its_digest(
     said = next(event for event in events(federation) if event["node_key_id"] == digest)
     assert (said["event"], said["site_id"], said["state"]) == ("site_not_admitted", None, "unknown")
     wait_until(lambda: digest[:16] in federation.output("server"), 20, "the server tells")
+
+
+def test_a_site_that_is_not_admitted_is_refused_with_the_cause_on_both_sides(
+    federation: Federation, tmp_path: Path
+) -> None:
+    stranger = SiteHome(tmp_path / "stranger")
+    settings = SiteSettings(
+        site_id="stranger-9",
+        package="synthetic",
+        package_options={},
+        data_dir=tmp_path / "data",
+        train_size=10,
+    )
+    init_site(stranger, federation.server.invitation, settings)
+    # Its own admission is missing, so it borrows another site's: only the node key tells who it is.
+    admission = federation.sites["hospital-1"].study("scripted").admission
+    stranger.study("scripted").admission.write_bytes(admission.read_bytes())
+    out = federation.root / "stranger-9.out"
+    start = ("site", "start", "--home", str(stranger.root))
+    assert wait(federation.command(*start, out=out.name), 90) == 7
+    assert "FH-IDENTITY-020" in out.read_text()
+    public = node_key(stranger).public_key()
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    digest = hashlib.sha256(pem).hexdigest()
+    wait_until(lambda: digest[:16] in federation.output("server"), 10, "the server tells")
+    assert processes_of(stranger.root) == {}
 
 
 def test_an_admitted_key_without_its_signature_gets_nothing(

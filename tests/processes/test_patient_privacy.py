@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from fedhealth.privacy.accounting.plan import SitePlan, plan_site
 from fedhealth.privacy.ledger.ledger import BudgetLedger, LedgerView, Reservation, read_ledger
 from fedhealth.site.home import SiteHome, load_pinned
 
-from .conftest import Federation, MakeFederation, processes_of, study_content, wait, wait_until
+from .conftest import (
+    Federation,
+    MakeFederation,
+    factory,
+    processes_of,
+    study_content,
+    wait,
+    wait_until,
+)
 
 
 def private(
@@ -69,38 +78,43 @@ def workers_of(home: SiteHome) -> list[int]:
     return [pid for pid, command in found.items() if "fedhealth.site.worker" in command]
 
 
-def test_one_site_spends_its_budget_and_leaves_and_the_study_goes_on(
-    make_federation: MakeFederation,
-) -> None:
-    """hospital-3 has budget for two rounds of three; the others finish, and it still gets the final model."""
-    federation = make_federation(private(3), num_sites=3)
-    plan = plan_of(federation, "hospital-3")
-    event = plan.train_event("main")
-    spend_in_another_study(federation.sites["hospital-3"], event)
-    three, four = (compose([event] * n, delta=plan.delta).epsilon for n in (3, 4))
-    set_policy(
-        federation.sites["hospital-3"], f"{{max_epsilon_per_dataset: {(three + four) / 2:.4f}}}"
-    )
-    assert federation.run_to_the_end() == 0, federation.output("server")
+@pytest.fixture(scope="module")
+def spent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Three rounds; hospital-3 has budget for two of them, since another study spent the rest."""
+    for make in factory(tmp_path_factory.mktemp("spent")):
+        federation = make(private(3))
+        plan = plan_of(federation, "hospital-3")
+        event = plan.train_event("main")
+        spend_in_another_study(federation.sites["hospital-3"], event)
+        three, four = (compose([event] * n, delta=plan.delta).epsilon for n in (3, 4))
+        limit = f"{{max_epsilon_per_dataset: {(three + four) / 2:.4f}}}"
+        set_policy(federation.sites["hospital-3"], limit)
+        assert federation.run_to_the_end() == 0, federation.output("server")
+        federation.end()
+        yield federation
+
+
+def test_one_site_spends_its_budget_and_leaves_and_the_study_goes_on(spent: Federation) -> None:
+    """The others finish, and hospital-3 still gets the final model."""
     codes = [
         {site.site_id: site.drop_code for site in record.sites}["hospital-3"]
-        for record in federation.records()
+        for record in spent.records()
     ]
     assert codes == [None, None, DropCode.PRIVACY_BUDGET, None]
-    last = federation.records()[-2]
+    last = spent.records()[-2]
     contributed = [site for site in last.sites if site.drop_code is None]
     assert {site.site_id for site in contributed} == {"hospital-1", "hospital-2"}
     for site in contributed:
         assert site.privacy is not None
-        own = plan_of(federation, site.site_id)
+        own = plan_of(spent, site.site_id)
         expected = compose(own.planned_events(), delta=own.delta).epsilon
         assert site.privacy.epsilon == pytest.approx(expected, rel=1e-4)
-    said = budget(federation, "hospital-1")
+    said = budget(spent, "hospital-1")
     (study,) = said["studies"]
-    assert study["epsilon"] == pytest.approx(expected_of(federation, "hospital-1"), rel=1e-4)
+    assert study["epsilon"] == pytest.approx(expected_of(spent, "hospital-1"), rel=1e-4)
     assert said["ledger"]["witnesses"][0]["is_held"] is True
     # The other study, two trainings, and the final model.
-    assert len(ledger_of(federation, "hospital-3").lines) == 4
+    assert len(ledger_of(spent, "hospital-3").lines) == 4
 
 
 def spend_in_another_study(home: SiteHome, event: Event) -> None:
@@ -139,24 +153,21 @@ def test_a_site_whose_policy_forbids_the_study_ends_with_exit_5_and_never_dials(
 
 
 def test_a_ledger_restored_from_a_backup_is_refused_until_what_was_lost_is_added(
-    make_federation: MakeFederation,
+    spent: Federation,
 ) -> None:
-    federation = make_federation(private(1), num_sites=2)
-    home = federation.sites["hospital-2"]
-    assert federation.run_to_the_end() == 0
-    federation.end()
-    whole = ledger_of(federation, "hospital-2")
+    home = spent.sites["hospital-2"]
+    whole = ledger_of(spent, "hospital-2")
     ledger = home.ledger(load_pinned(home, "scripted").config) / "ledger.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:1]))
-    assert budget(federation, "hospital-2")["ledger"]["witnesses"][0]["is_held"] is False
-    reports = federation.server.root / "runs"
+    assert budget(spent, "hospital-2")["ledger"]["witnesses"][0]["is_held"] is False
+    reports = spent.server.root / "runs"
     subprocess.run(
         [sys.executable, "-I", "-m", "fedhealth", "site", "recover", str(reports), "--home", str(home.root)],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
-    after = budget(federation, "hospital-2")
+    after = budget(spent, "hospital-2")
     assert after["ledger"]["witnesses"][0]["is_held"] is True
-    delta = plan_of(federation, "hospital-2").delta
+    delta = plan_of(spent, "hospital-2").delta
     assert after["studies"][0]["epsilon"] == pytest.approx(
         compose(whole.events("scripted"), delta=delta).epsilon, rel=1e-4
     )

@@ -4,20 +4,25 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.durable import read_json
+from fedhealth.report.coverage import ModalityCoverage
 from fedhealth.report.record import RoundRecord, SiteStatus, VoidReason
 from fedhealth.server.checkpoint import read_last_checkpoint
+from fedhealth.site.home import load_pinned
+from fedhealth.site.sessions import global_model_path
 
 from .conftest import (
     Federation,
     MakeFederation,
+    factory,
     processes_of,
     study_content,
     wait,
@@ -26,6 +31,9 @@ from .conftest import (
 
 STEP = 0.5
 GRID = 8.0 / (2**15 - 1)
+NUM_SHARED = 40  # values of the model before those that belong to `mri`
+SIZES = {1: 10, 2: 20, 3: 30, 4: 50}  # not 40: the mean would be the update of hospital-3
+ALL = ("hospital-1", "hospital-2", "hospital-3", "hospital-4")
 MASKS: dict[str, Any] = {"min_survivors": 3, "value_range": 8.0}
 
 
@@ -49,21 +57,59 @@ def weighted_mean(sizes: dict[int, int], step: float = STEP) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from .conftest import factory
-
-    made = factory(tmp_path_factory.mktemp("masked"))
-    make = next(made)
-    federation = make(masked_content({"step": 0.5}, num_rounds=2))
-    assert federation.run_to_the_end() == 0, federation.output("server")
-    yield federation
-    made.close()
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Two masked rounds of four hospitals, of which the last has no imaging: `mri` is averaged over the others."""
+    content = masked_content(
+        {"step": STEP}, num_rounds=2, average_encoders_over="sites_with_modality"
+    )
+    mri = {"kind": "volume", "name": "mri", "shape": [8, 8, 8], "spacing_mm": [2, 2, 2]}
+    content["data"] = {"modalities": [*content["data"]["modalities"], mri]}
+    for make in factory(tmp_path_factory.mktemp("masked")):
+        federation = make(
+            content, num_sites=4, sizes=tuple(SIZES.values()), modalities={4: ("ehr",)}
+        )
+        assert federation.run_to_the_end(280) == 0, federation.output("server")
+        yield federation
 
 
 def test_the_model_is_the_weighted_mean_of_the_sites(finished: Federation) -> None:
-    step = 8.0 / (2**15 - 1)
+    expected = 2 * weighted_mean(SIZES)
+    assert np.abs(model_of(finished)[:NUM_SHARED] - expected).max() <= 2 * GRID
+
+
+def test_the_encoder_of_a_modality_is_the_mean_of_its_owners(finished: Federation) -> None:
     expected = 2 * weighted_mean({1: 10, 2: 20, 3: 30})
-    assert np.abs(model_of(finished) - expected).max() <= 2 * step
+    assert np.abs(model_of(finished)[NUM_SHARED:] - expected).max() <= 2 * GRID
+
+
+def test_every_hospital_gets_the_encoder_that_others_trained(finished: Federation) -> None:
+    pinned = load_pinned(finished.sites["hospital-4"], "scripted")
+    kept = vector_from_bytes(global_model_path(pinned, "main").read_bytes())
+    assert kept.tobytes() == model_of(finished).tobytes()
+    assert pinned.admission.site.modalities == ("ehr",)
+
+
+def test_record_and_page_show_who_has_what(finished: Federation) -> None:
+    first, _, closing = finished.records()
+    assert first.coverage == (
+        ModalityCoverage(
+            modality="ehr",
+            declared_by=ALL,
+            num_contributed=4,
+            averaged_over="all_sites",
+        ),
+        ModalityCoverage(
+            modality="mri",
+            declared_by=ALL[:3],
+            num_contributed=3,
+            averaged_over="sites_with_modality",
+            num_owners=3,
+            num_values=60,
+        ),
+    )
+    assert [fact.averaged_over for fact in closing.coverage] == ["all_sites", "all_sites"]
+    page = (finished.server.run("main").reports / "round-0001.html").read_text()
+    assert "its encoder is the mean of 3 hospitals" in page
 
 
 def test_the_record_shows_sums_and_no_site_of_its_own(finished: Federation) -> None:
@@ -73,14 +119,14 @@ def test_the_record_shows_sums_and_no_site_of_its_own(finished: Federation) -> N
         masking = record.masking
         assert masking is not None
         assert masking.is_masked
-        assert masking.survivors == ("hospital-1", "hospital-2", "hospital-3")
+        assert masking.survivors == ALL
         assert masking.unmask_trips == 1
         assert len(masking.unmasked_by) >= masking.threshold == 3
-        assert masking.total_weight == 60
+        assert masking.total_weight == sum(SIZES.values())
         assert all(site.declared_train_size is None for site in record.sites)
         assert not any(site.evaluate_metrics or site.train_metrics for site in record.sites)
         assert "secure_aggregation" not in {item.value for item in record.not_evidenced}
-    auc = (0.51 * 10 + 0.52 * 20 + 0.53 * 30) / 60
+    auc = sum((0.5 + 0.01 * n) * size for n, size in SIZES.items()) / sum(SIZES.values())
     assert math.isclose(records[-1].aggregate_evaluate_metrics["auc"], auc, abs_tol=5e-4)
 
 
@@ -92,19 +138,19 @@ def test_nothing_on_the_servers_disk_tells_a_size_a_metric_or_an_update_of_one_s
     assert [path for path, data in files.items() if model in data], "the search finds the model"
     for path, data in files.items():
         compact = data.replace(b" ", b"")
-        assert not [size for size in (10, 20, 30) if b'"train_size":%d' % size in compact], path
-        own = [b'"auc":0.5%d%c' % (n, end) for n in (1, 2, 3) for end in b",}"]
+        assert not [size for size in SIZES.values() if b'"train_size":%d' % size in compact], path
+        own = [b'"auc":0.5%d%c' % (n, end) for n in SIZES for end in b",}"]
         assert not [value for value in own if value in compact], path
-        assert not [update for update in plain_updates((1, 2, 3)) if update in data], path
+        assert not [update for update in plain_updates(SIZES) if update in data], path
 
 
-def plain_updates(numbers: Sequence[int], step: float = STEP) -> list[bytes]:
+def plain_updates(sizes: Mapping[int, int], step: float = STEP) -> list[bytes]:
     """How a site's update could look in memory: as float32, and in grid steps times its weight."""
     found = []
-    for number in numbers:
+    for number, size in sizes.items():
         found.append(np.full(4, step * number, dtype=np.float32).tobytes())
         for whole in (np.floor, np.ceil):
-            value = int(whole(step * number / GRID)) * 10 * number
+            value = int(whole(step * number / GRID)) * size
             found += [np.full(4, value, dtype=kind).tobytes() for kind in (np.uint32, np.int64)]
     return found
 
@@ -176,7 +222,7 @@ def test_kills_and_delays_at_every_stage_are_survived_by_five(
             os.kill(pid, signal.SIGKILL)
     wait_until((run.reports / "round-0001.json").exists, 120, "round 1 is over without it")
     model = model_of(federation)[:4].astype(np.float32).tobytes()
-    updates = plain_updates((1, 2, 3, 5), step)
+    updates = plain_updates({n: 10 * n for n in (1, 2, 3, 5)}, step)
     assert found_in_memory(federation, [model, *updates]) == {model}
     federation.start_site("hospital-3")
     assert wait(server, 400) == 0, federation.output("server")
@@ -228,6 +274,7 @@ def test_noise_of_all_sites_is_in_the_model_and_on_every_account(
     assert abs(model.mean() - 0.1) < 0.1  # 100 equal values, clipped to norm 1
 
 
+@pytest.mark.slow  # tests/unit/server/test_masked_rounds.py has it without processes, test_faults.py without masks
 def test_a_round_of_three_with_a_drop_out_is_void_and_keeps_the_model(
     make_federation: MakeFederation,
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 
 from fedhealth.config.load import load_site, load_study
@@ -68,6 +69,7 @@ def test_without_random_numbers_models_and_metrics_are_the_same_bits(
             assert (ours.is_simulation, theirs.is_simulation) == (False, True)
 
 
+@pytest.mark.slow  # each side against the known mean: test_secure_aggregation.py, tests/unit/simulation
 def test_under_masks_models_differ_by_their_random_rounding_only(
     make_federation: MakeFederation, tmp_path: Path
 ) -> None:

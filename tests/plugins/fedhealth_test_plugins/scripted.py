@@ -16,8 +16,9 @@ DRAWN_HERE = "FEDHEALTH_TEST_FROZEN_TENSORS"
 
 
 class Scripted:
-    """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_round`.
+    """`step` is added everywhere, times the site's number; `fault` happens at `fault_site` in `fault_rounds`.
 
+    `fault_runs` and `reverse_runs` name the runs in which it happens, and in which sites answer in reverse order.
     `slope` also adds itself times a value's place in the vector, so that not all values move alike.
     """
 
@@ -44,16 +45,19 @@ class Scripted:
     def open_session(self, study: Any, run: Any, spec: TensorSpec, site: SiteContext) -> "Session":
         if study.training.options.get("reads_cohort", False):
             site.load_cohort()
-        return Session(dict(study.training.options), spec, site.site_id)
+        return Session(dict(study.training.options), spec, site.site_id, run.name)
 
 
 class Session:
     """One site's session."""
 
-    def __init__(self, options: dict[str, Any], spec: TensorSpec, site_id: str) -> None:
+    def __init__(
+        self, options: dict[str, Any], spec: TensorSpec, site_id: str, run_name: str
+    ) -> None:
         self._options = options
         self._spec = spec
         self._site_id = site_id
+        self._run = run_name
         self._number = int(site_id.rpartition("-")[2])
 
     def evaluate(self, vector: Vector) -> Metrics:
@@ -91,6 +95,8 @@ class Session:
         """`fault` in `fault_rounds`, or the round's own one of `faults`."""
         if self._site_id != self._options.get("fault_site"):
             return None
+        if self._run not in self._options.get("fault_runs", [self._run]):
+            return None
         by_round = dict(enumerate(self._options.get("faults", []), start=1))
         if "fault" in self._options:
             by_round |= dict.fromkeys(
@@ -107,7 +113,7 @@ class Session:
         seconds = float(self._options.get("wait_s", 0.0))
         if self._site_id == self._options.get("slow_site") and task.round_number == 1:
             seconds = float(self._options["slow_s"])
-        if self._options.get("reverse_order", False):
+        if self._run in self._options.get("reverse_runs", []):
             seconds += 0.5 * (5 - self._number)
         end = time.monotonic() + seconds
         while time.monotonic() < end:

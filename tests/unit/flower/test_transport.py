@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.evidence.signing import SigningKey
-from fedhealth.flower.transport import FlowerTransport
+from fedhealth.flower.transport import LATE_S, POLL_S, FlowerTransport, pause_s
 from fedhealth.flower.wire import STATEMENT, pack, pack_code, unpack
 from fedhealth.server.enrolment import revoke
 from fedhealth.server.messages import RawReply
@@ -214,3 +214,12 @@ def test_the_wait_ends_when_there_is_enough(transport: FlowerTransport, grid: Me
     ):
         seen.append(reply.site_id)  # noqa: PERF401 - the wait looks at it between replies
     assert seen == ["site-1"]
+
+
+def test_a_reply_is_seen_at_most_a_twentieth_later_than_it_came_and_long_before_the_deadline() -> (
+    None
+):
+    for quiet_s in (0.0, 0.3, 1.0, 3.0, 10.0, 3600.0):
+        assert POLL_S <= pause_s(quiet_s) <= max(POLL_S, quiet_s / 20)
+        assert pause_s(quiet_s) <= LATE_S / 4
+    assert pause_s(3600.0) > POLL_S
