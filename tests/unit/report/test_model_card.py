@@ -145,8 +145,8 @@ def test_without_records_nothing_is_claimed() -> None:
 def test_a_simulation_is_called_one() -> None:
     records = example_run()
     played = [r.model_copy(update={"is_simulation": True}) for r in records]
-    assert "A simulation: one machine" in card_markdown(card_of(played))
-    assert "A simulation: one machine" not in card_markdown(card_of(records))
+    assert "A simulation: one party" in card_markdown(card_of(played))
+    assert "A simulation: one party" not in card_markdown(card_of(records))
 
 
 def test_a_record_of_another_run_is_refused() -> None:

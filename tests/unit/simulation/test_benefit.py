@@ -121,7 +121,7 @@ def test_what_a_simulated_hospital_makes_says_that_it_is_simulated(
     assert "nothing here is evidence about a real hospital" in capsys.readouterr().err
     export = ["model", "export", "--home", str(home.root), "--out", str(tmp_path / "bundle")]
     assert cli.run(export) == ExitCode.OK
-    assert "A simulation: one machine" in (tmp_path / "bundle" / CARD_PAGE).read_text("utf-8")
+    assert "A simulation: one party" in (tmp_path / "bundle" / CARD_PAGE).read_text("utf-8")
 
 
 def test_a_patient_who_is_tested_with_two_seeds_is_one_patient() -> None:
