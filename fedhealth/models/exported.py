@@ -5,14 +5,15 @@ home. The weights are the model's named parameters, trained or frozen, in one sa
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 DESCRIPTION_FILE = Path("configs") / "model.json"
 WEIGHTS_FILE = Path("models") / "model.safetensors"
 DESCRIPTION_SCHEMA: Literal["fedhealth/exported-model/v1"] = "fedhealth/exported-model/v1"
+_OWN_DIGEST: Final = "content_sha256"
+"""SHA-256 of all other fields of the file as they are in it. It tells accidents; it is no signature."""
 
 
 class ModelDescription(ConfigModel):
@@ -69,8 +72,9 @@ class ModelDescription(ConfigModel):
         )
 
     def to_bytes(self) -> bytes:
-        """The file's content: the same description gives the same bytes."""
-        return self.model_dump_json(indent=2).encode() + b"\n"
+        """The file's content, with a digest of itself: the same description gives the same bytes."""
+        fields = self.model_dump(mode="json")
+        return json.dumps(fields | {_OWN_DIGEST: _digest(fields)}, indent=2).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,23 @@ def open_folder(folder: Path) -> OpenedModel:
     return open_model(description, weights)
 
 
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _described(content: bytes) -> ModelDescription:
+    """What the file says, where it is the file that was written: another limit or label order gives other scores."""
+    try:
+        fields = json.loads(content)
+        own = fields.pop(_OWN_DIGEST)
+        said = ModelDescription.model_validate_json(json.dumps(fields))
+    except (ValueError, AttributeError, TypeError, KeyError):
+        raise _damaged("configs/model.json is no description of a model") from None
+    if own != _digest(fields):
+        raise _damaged("configs/model.json was changed after it was written")
+    return said
+
+
 def load_network(bundle_root: str) -> nn.Module:
     """The network of an exported folder: `configs/inference.json` names this. Raises as `open_folder`."""
     return open_folder(Path(bundle_root)).model.eval()
@@ -139,14 +160,12 @@ def open_model(description: bytes, weights: bytes) -> OpenedModel:
     """Build the model that is described, and give it these weights.
 
     Raises:
-        EvidenceError: FH-EXPORT-001 the description does not read, or the weights are not those that it names.
+        EvidenceError: FH-EXPORT-001 the description does not read or was changed, or the weights are not those that it
+            names.
         ConfigError: model or task are not installed (FH-CONFIG-010 to 012) or refuse their options; FH-EXPORT-002 the
             model lacks tensors that only sites have; FH-EXPORT-003 the installed model has other tensors.
     """
-    try:
-        said = ModelDescription.model_validate_json(description)
-    except ValidationError:
-        raise _damaged("configs/model.json is no description of a model") from None
+    said = _described(description)
     if hashlib.sha256(weights).hexdigest() != said.weights_sha256:
         raise _damaged("the weights are not those that configs/model.json names")
     if said.missing_tensors:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fedhealth.config.load import study_digest
 from fedhealth.contracts.control_variates import model_part
 from fedhealth.contracts.tensors import vector_digest
-from fedhealth.errors import ConfigError, UsageError
+from fedhealth.errors import ConfigError, EvidenceError, UsageError
 from fedhealth.report.model_bundle import BundleParts, bundle_files, installed_versions
 from fedhealth.report.model_card import ModelCard, ModelFacts, WordsOfCard, model_card
 from fedhealth.report.write import read_rounds
@@ -14,6 +14,7 @@ from fedhealth.server.home import ServerHome
 
 if TYPE_CHECKING:
     from fedhealth.config.study import Study
+    from fedhealth.report.record import RoundRecord
     from fedhealth.server.checkpoint import Checkpoint
     from fedhealth.training.learner import Learner
 
@@ -29,7 +30,7 @@ def export_global_model(
         UsageError: FH-USAGE-020 not a server's home; FH-USAGE-081 no such run, FH-USAGE-082 no round of it is complete,
             FH-USAGE-083 its training method has no model of this kind.
         ConfigError: FH-TRAIN-003 the installed model is not the one that was trained.
-        EvidenceError: the checkpoint or a record is damaged.
+        EvidenceError: the checkpoint or a record is damaged; FH-EXPORT-007 the records are of another study.
     """
     from fedhealth.models.exported import ModelDescription, weights_bytes
 
@@ -52,7 +53,7 @@ def export_global_model(
         fedhealth_version=versions["fedhealth"],
         is_simulation=home.is_simulation,
     )
-    card = model_card(study, facts, read_rounds(home.run(run_name).reports), words)
+    card = model_card(study, facts, _records(home, study, run_name), words)
     parts = BundleParts(
         card=card,
         contract=learner.contract,
@@ -63,6 +64,19 @@ def export_global_model(
         license_text=license_text,
     )
     return bundle_files(parts), card
+
+
+def _records(home: ServerHome, study: "Study", run_name: str) -> "list[RoundRecord]":
+    found = read_rounds(home.run(run_name).reports)
+    if any(record.study_sha256 != study_digest(study) for record in found):
+        raise EvidenceError(
+            "FH-EXPORT-007",
+            "the round records here are of another study than the one that this home reads.",
+            why="Another version of fedhealth may read the file with other keys, or somebody edited it; a card must be "
+            "of the study that was run.",
+            fix="Export with the version that ran it (`versions` in the round records), from an unchanged home.",
+        )
+    return found
 
 
 def _trained(home: ServerHome, run_name: str) -> "tuple[Study, Learner, Checkpoint]":

@@ -310,9 +310,49 @@ def test_weights_of_another_model_are_refused_with_a_true_digest(
     path = bundle / "configs" / "model.json"
     said = json.loads(path.read_bytes())
     said["model"]["options"]["embedding_size"] = 8
+    del said["content_sha256"]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    said["content_sha256"] = digest
     path.write_text(json.dumps(said), encoding="utf-8")
     arguments = ("predict", "--model", bundle, "--data-dir", new_patients)
     assert run(*arguments, "--out", tmp_path / "scores.csv") == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize("what", ["limit", "codes", "seed"])
+def test_a_description_that_was_edited_is_refused(
+    tmp_path: Path, trained: Trained, new_patients: Path, what: str
+) -> None:
+    """Another limit scales a column otherwise, another order of labels exchanges their probabilities."""
+    bundle = tmp_path / "bundle"
+    assert export(trained.server.root, bundle) == ExitCode.OK
+    path = bundle / "configs" / "model.json"
+    said = json.loads(path.read_bytes())
+    if what == "limit":
+        said["data"]["modalities"][0]["columns"][0]["maximum"] = 200
+    elif what == "codes":
+        said["data"]["label"]["codes"] = [1, 0]
+    else:
+        said["seed"] += 1
+    path.write_text(json.dumps(said), encoding="utf-8")
+    arguments = ("predict", "--model", bundle, "--data-dir", new_patients)
+    code = run(*arguments, "--out", tmp_path / "scores.csv")
+    assert code == ExitCode.EVIDENCE_NOT_VERIFIED
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_records_of_another_study_make_no_card(
+    tmp_path: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an upgrade that reads the study file with other keys: a refusal, no bug."""
+    reports = trained.server.run("plain").reports
+    try:
+        write_round(reports, example_run()[0])
+        code = export(trained.server.root, tmp_path / "bundle")
+    finally:
+        shutil.rmtree(reports)
+    assert code == ExitCode.EVIDENCE_NOT_VERIFIED
+    assert "FH-EXPORT-007" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_shared_part_of_a_personalised_run_says_that_it_cannot_predict(
