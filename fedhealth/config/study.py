@@ -14,7 +14,8 @@ from fedhealth.contracts.metrics import METRIC_RANGES
 
 SCHEMA_VERSION = 1
 LONGEST_PULL = 1.0
-"""Of learning rate times proximal_mu: then no number of steps makes an update longer than as many plain steps."""
+"""Of learning rate times proximal_mu, or times a method's strength, with plain SGD: no pull goes past its end then, and
+no number of steps makes an update longer than as many plain steps."""
 TensorPrefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
@@ -335,16 +336,19 @@ class Study(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _pulls_converge(self) -> Self:
+    def _pulls_stop_at_the_shared_model(self) -> Self:
+        # With momentum, Adam or AdamW the pull is a proximal step, which never goes past (`training.pulls`).
         optimizer = self.training.optimizer
+        if (optimizer.name, optimizer.momentum) != ("sgd", 0.0):
+            return self
         for run in self.runs:
             strength = run.personalisation_options.get("strength", 0.0)
-            if not isinstance(strength, int | float) or optimizer.name != "sgd":
+            if not isinstance(strength, int | float):
                 continue
-            if optimizer.learning_rate * strength >= 2:  # noqa: PLR2004 - |1 - x| would be above 1
+            if optimizer.learning_rate * strength > LONGEST_PULL:
                 raise ValueError(
-                    f"runs.{run.name}: learning_rate times personalisation_options.strength must be below 2: a step of "
-                    "the pull would end further from the shared model than it began"
+                    f"runs.{run.name}: learning_rate times personalisation_options.strength must be at most 1: a step "
+                    "of the pull would end beyond the shared model"
                 )
         return self
 

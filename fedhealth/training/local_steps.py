@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fedhealth.data.batch import PatientDataset
 from fedhealth.errors import CancelledTrainingError
-from fedhealth.training.frozen_tensors import trained
 from fedhealth.training.learner import Learner, non_finite
 from fedhealth.training.modality_dropout import drop_modalities, scores_from
+from fedhealth.training.pulls import pull_of
 from fedhealth.training.shared_records import SharedOrder, SharedRecords
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ class StepPlan:
 def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> float:
     """Train the learner's shared and private parameters in place, with a fresh optimiser.
 
-    FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", equation 2) adds
-    mu/2 ||w - w_t||^2 over the shared parameters to the loss; here its gradient mu (w - w_t) is added, which is
-    the same.
+    The pull to the shared model, of FedProx, MR-MTL or Ditto, is in `pulls`.
 
     With `plan.shared` every step has its fraction of public records beside the site's own (see `shared_records`).
 
@@ -61,7 +59,7 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
     model, config = learner.model, plan.config
     parameters = [*learner.shared.values(), *learner.private.values()]
     optimizer = make_optimizer(config.optimizer, parameters)
-    anchors = anchors_of(learner, plan)
+    pull = pull_of(learner, plan)
     generator = torch.Generator().manual_seed(plan.seed)
     order = None if plan.shared is None else SharedOrder(plan.shared, plan.seed)
     loss_sum, num_seen = torch.zeros((), dtype=torch.float64), 0
@@ -81,9 +79,10 @@ def run_steps(learner: Learner, dataset: PatientDataset, plan: StepPlan) -> floa
             if not torch.isfinite(loss):
                 raise non_finite("the training loss")
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            pull.add_gradient()
             add_corrections(learner, plan.corrections)
             optimizer.step()
+            pull.follow_step()
             loss_sum += loss.detach().cpu().double() * len(batch)
             num_seen += len(batch)
     # The gate looks at what leaves; nobody else looks at a private head.
@@ -130,23 +129,6 @@ def make_optimizer(
         return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(parameters, lr=rate, weight_decay=decay)
-
-
-def anchors_of(learner: Learner, plan: StepPlan) -> Mapping[str, Tensor]:
-    """What the proximal term pulls shared parameters that are trained to; nothing where its strength is 0."""
-    if plan.proximal_mu == 0:
-        return {}
-    if plan.anchors is not None:
-        return plan.anchors
-    return {name: p.detach().clone() for name, p in trained(learner.shared).items()}
-
-
-def add_proximal_gradient(learner: Learner, anchors: Mapping[str, Tensor], mu: float) -> None:
-    """Add mu (w - w_t) to the gradients of the shared parameters; no anchors, nothing."""
-    for name, anchor in anchors.items():
-        parameter = learner.shared[name]
-        pull = (parameter.detach() - anchor).mul_(mu)
-        parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
 
 
 def add_corrections(learner: Learner, corrections: Mapping[str, Tensor]) -> None:

@@ -29,13 +29,12 @@ from fedhealth.training.learner import Learner, non_finite
 from fedhealth.training.local_steps import (
     StepPlan,
     add_corrections,
-    add_proximal_gradient,
-    anchors_of,
     cuda_devices,
     make_optimizer,
     stop_if,
 )
 from fedhealth.training.modality_dropout import drop_modalities
+from fedhealth.training.pulls import pull_of
 from fedhealth.training.shared_records import SharedRecords
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _run_steps(
 ) -> None:
     parameters = trained({**learner.shared, **learner.private})
     optimizer = make_optimizer(plan.config.optimizer, list(parameters.values()))
-    anchors = anchors_of(learner, plan)
+    pull = pull_of(learner, plan)
     gradient_sum = GradientSum(parameters)
     num_left_out = 0
     learner.model.train()
@@ -171,9 +170,10 @@ def _run_steps(
             # An empty draw takes this step too, on noise alone: skipping it would tell that it was empty.
             check_all_noised(learner.model, parameters)
             gradient_sum.write_noised_mean(whole, randomness)
-            add_proximal_gradient(learner, anchors, plan.proximal_mu)
+            pull.add_gradient()
             add_corrections(learner, plan.corrections)
             optimizer.step()
+            pull.follow_step()
     if num_left_out:
         _log.warning(
             "gradients not finite or far too long, and unreadable files, were left out %d times",

@@ -16,7 +16,7 @@ class MrMtl:
     """A round begins at the site's own last w_k and minimises F_k(w) + strength / 2 ||w - w_bar||^2.
 
     What leaves is w_bar + (w_k new - w_k old), so that the mean moves by the mean change, and what clips or masks an
-    update sees a change that is bounded. The gradient strength (w - w_bar) is added after the noise of a private step:
+    update sees a change that is bounded. The pull to w_bar (`training.pulls`) comes after the noise of a private step:
     it knows no patient but through w_k and w_bar, which are made of noised steps, so it costs no privacy.
     """
 

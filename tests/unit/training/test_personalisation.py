@@ -134,6 +134,96 @@ def go(session: SupervisedSession, spec: TensorSpec, vector: Any, number: int) -
     return spec.flatten(update.tensors)
 
 
+OTHER_OPTIMIZERS: tuple[dict[str, Any], ...] = (
+    {"name": "adam", "learning_rate": RATE},
+    {"name": "adamw", "learning_rate": RATE, "weight_decay": 0.1},
+    {"name": "sgd", "learning_rate": RATE, "momentum": 0.9, "weight_decay": 0.02},
+)
+
+
+def training_with(optimizer: dict[str, Any], num_steps: int = STEPS) -> dict[str, Any]:
+    return {
+        "local_steps": num_steps,
+        "batch_size": 64,
+        "optimizer": optimizer,
+        "modality_dropout": 0.0,
+    }
+
+
+def stepped(w: Any, gradient: Any, memory: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """One step of the optimiser, from its paper: Polyak's momentum, Adam (Kingma and Ba 2015), AdamW."""
+    decay = settings.get("weight_decay", 0.0)
+    if settings["name"] == "adamw":
+        w = w - RATE * decay * w
+    else:
+        gradient = gradient + decay * w
+    if settings["name"] == "sgd":
+        memory["v"] = settings["momentum"] * memory.get("v", 0.0) + gradient
+        return w - RATE * memory["v"]
+    memory["t"] = memory.get("t", 0) + 1
+    memory["m"] = 0.9 * memory.get("m", 0.0) + 0.1 * gradient
+    memory["s"] = 0.999 * memory.get("s", 0.0) + 0.001 * gradient**2
+    mean, square = memory["m"] / (1 - 0.9 ** memory["t"]), memory["s"] / (1 - 0.999 ** memory["t"])
+    return w - RATE * mean / (np.sqrt(square) + 1e-8)
+
+
+class TestPullsOfOtherOptimizers:
+    """With a memory or normalised steps the pull follows the step: w <- (w + tau s a) / (1 + tau s)."""
+
+    @pytest.mark.parametrize("method", ["mr_mtl", "ditto"])
+    @pytest.mark.parametrize("optimizer", OTHER_OPTIMIZERS, ids=lambda o: o["name"])
+    def test_a_round_is_the_optimisers_step_and_then_the_exact_proximal_step(
+        self, tmp_path: Path, tiny: Any, method: str, optimizer: dict[str, Any]
+    ) -> None:
+        study = make_study(tiny, method, {"strength": STRENGTH}, training=training_with(optimizer))
+        session, own, spec = open_session(study, make_site(tiny, tmp_path, study))
+        anchor, tau = own, RATE / (1 - optimizer.get("momentum", 0.0))
+        for number in (1, 2):
+            anchor = anchor + np.float32(0.05) * (number - 1)
+            w, memory = own.astype(np.float64), dict[str, Any]()
+            for _ in range(STEPS):
+                gradient = gradient_at(session, spec, w.astype(np.float32))
+                w = stepped(w, gradient.astype(np.float64), memory, optimizer)
+                w = (w + tau * STRENGTH * anchor) / (1 + tau * STRENGTH)
+            go(session, spec, anchor, number)
+            own = w.astype(np.float32)
+            np.testing.assert_allclose(spec.flatten(session._state.own), own, atol=2e-5)
+
+    @pytest.mark.parametrize("is_private", [False, True])
+    @pytest.mark.parametrize("optimizer", OTHER_OPTIMIZERS, ids=lambda o: o["name"])
+    def test_the_strongest_pull_ends_at_the_shared_model_and_not_beyond(
+        self, tmp_path: Path, tiny: Any, optimizer: dict[str, Any], is_private: bool
+    ) -> None:
+        noise = {"privacy": {"noise_multiplier": 1.0, "clipping_norm": 1.0}} if is_private else {}
+        study = make_study(
+            tiny, "mr_mtl", {"strength": 1000.0}, training=training_with(optimizer), **noise
+        )
+        session, vector, spec = open_session(study, make_site(tiny, tmp_path, study))
+        session.train(vector, task(1, mechanism_of() if is_private else None))
+        session.commit(1)
+        moved = vector + np.float32(2.0)
+        session.train(moved, task(2, mechanism_of() if is_private else None))
+        session.commit(2)
+        distance = np.abs(spec.flatten(session._state.own) - moved).max()
+        assert distance < 0.05, (
+            "a pull inside the optimiser's step leaves about a step length, or 2"
+        )
+
+    def test_momentum_comes_to_rest_at_the_minimum_of_the_papers_objective(
+        self, tmp_path: Path, tiny: Any
+    ) -> None:
+        optimizer = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9}
+        training = training_with(optimizer, num_steps=600)
+        study = make_study(tiny, "mr_mtl", {"strength": STRENGTH}, training=training)
+        session, vector, spec = open_session(study, make_site(tiny, tmp_path, study))
+        anchor = vector + np.float32(0.3)
+        go(session, spec, anchor, 1)
+        own = spec.flatten(session._state.own)
+        slope = gradient_at(session, spec, own) + STRENGTH * (own - anchor)
+        assert np.abs(slope).max() < 1e-4
+        assert np.abs(own - anchor).max() > 1e-2, "the pull alone would prove nothing"
+
+
 class TestMrMtl:
     def test_rounds_are_the_papers_and_what_leaves_is_the_mean_plus_the_change(
         self, tmp_path: Path, tiny: Any
@@ -432,10 +522,15 @@ def test_an_option_that_a_method_does_not_have_is_refused(tiny: Any, method: str
         make_study(tiny, method, {"momentum": 0.5})
 
 
-def test_a_pull_that_would_overshoot_is_refused_before_the_study_starts(tiny: Any) -> None:
-    make_study(tiny, "mr_mtl", {"strength": 1.9 / RATE})
-    with pytest.raises(ValidationError, match="must be below 2"):
-        make_study(tiny, "mr_mtl", {"strength": 2.0 / RATE})
+@pytest.mark.parametrize("method", ["mr_mtl", "ditto"])
+def test_a_pull_that_would_overshoot_is_refused_before_the_study_starts(
+    tiny: Any, method: str
+) -> None:
+    make_study(tiny, method, {"strength": 1.0 / RATE})
+    with pytest.raises(ValidationError, match="must be at most 1"):
+        make_study(tiny, method, {"strength": 1.01 / RATE})
+    for optimizer in OTHER_OPTIMIZERS:  # the pull is a step of its own, which stops in time
+        make_study(tiny, method, {"strength": 1000.0}, training=training_with(optimizer))
 
 
 def test_a_training_method_that_does_not_know_personalisation_is_refused(tiny: Any) -> None:
