@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from fedhealth.config.study import Study
+from fedhealth.report.model_card_inputs import inputs_of, predicted_by
 from fedhealth.report.privacy_facts import (
     Accountant,
     Adjacency,
@@ -47,9 +48,13 @@ class StudyOfCard(Closed):
 
 
 class DataOfCard(Closed):
-    """Public counts. `num_patients` is the sum of what the sites declared; None where masks hide it."""
+    """What goes in and comes out, by the data contract, and public counts.
 
-    modalities: tuple[Annotated[str, Field(max_length=64)], ...]
+    `num_patients` is the sum of what the sites declared; None where masks hide it.
+    """
+
+    inputs: dict[Annotated[str, Field(max_length=64)], tuple[str, ...]]
+    predicts: str
     num_sites: Count | None = None
     num_patients: Count | None = None
 
@@ -199,7 +204,8 @@ def _data(study: Study, records: Sequence[RoundRecord]) -> DataOfCard:
     }
     known = [size for size in sizes.values() if size is not None]
     return DataOfCard(
-        modalities=tuple(m.name for m in study.data.modalities),
+        inputs=inputs_of(study),
+        predicts=predicted_by(study),
         num_sites=len(sizes) if records else None,
         num_patients=sum(known) if sizes and len(known) == len(sizes) else None,
     )

@@ -25,7 +25,7 @@ def card_markdown(card: ModelCard) -> str:
         "## Limits",
         "\n".join(f"- {_escaped(limit)}" for limit in card.limits),
         *([_missing(card)] if card.missing_tensors else []),
-        "## Data",
+        "## Inputs, outputs and data",
         _data(card),
         "## Metrics",
         _metrics(card),
@@ -53,9 +53,17 @@ def _missing(card: ModelCard) -> str:
 
 
 def _data(card: ModelCard) -> str:
-    names = ", ".join(f"`{name}`" for name in card.data.modalities)
     lines = [
-        f"Modalities: {names}; a patient may lack any of them. No patient's data is in this folder."
+        f"It predicts: {_escaped(card.data.predicts)}.",
+        "",
+        "It reads the following; a patient may lack any of them, and values that are not required.",
+        "",
+        *(
+            f"- `{name}`: {'; '.join(_escaped(line) for line in found)}"
+            for name, found in card.data.inputs.items()
+        ),
+        "",
+        "No patient's data is in this folder.",
     ]
     if card.data.num_sites is None:
         lines.append(

@@ -300,13 +300,15 @@ def verdict_of(gain: GainFact | None) -> Verdict:
 def _claim(record: BenefitRecord, found: Overall) -> str:
     if found.is_better_everywhere and len(found.superior) == found.num_sites > 1:
         return f"better at every site ({found.num_sites} of {found.num_sites})"
-    said = f"superior at {len(found.superior)} of {found.num_sites} sites"
+    said = f"superior at {len(found.superior)} of {_sites(found.num_sites)}"
     if found.superior and found.num_sites > 1:
         said += f" ({', '.join(found.superior)})"
     if found.is_non_inferior_everywhere:
-        which = "all of these" if found.left_out else "all"
+        which = "at all"
+        if found.left_out:
+            which = "at all of these" if found.num_sites > 1 else "there"
         margin = amount(record.margin, record.primary, signed=False)
-        said += f", non-inferior at {which} (margin {margin})"
+        said += f", non-inferior {which} (margin {margin})"
     return said
 
 
@@ -321,7 +323,7 @@ def _pooling_gain(record: BenefitRecord) -> str:
         return "There is no site where pooling could be compared."
     return (
         f"One model of all data minus training alone is {amount(_mean_pooling_gain(record), record.primary)} of "
-        f"{metric_name(record.primary)}, as a mean over {num_sites} sites."
+        f"{metric_name(record.primary)}, as a mean over {_sites(num_sites)}."
     )
 
 
@@ -329,6 +331,10 @@ def _mean_pooling_gain(record: BenefitRecord) -> float:
     """Over the sites where pooling could be compared; 0 where there is none."""
     gains = [g.value for g in record.gains(POOLED, LOCAL).values() if g is not None]
     return sum(gains) / max(len(gains), 1)
+
+
+def _sites(count: int) -> str:
+    return "1 site" if count == 1 else f"{count} sites"
 
 
 def _listed(names: tuple[str, ...]) -> str:

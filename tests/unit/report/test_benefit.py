@@ -237,7 +237,7 @@ def test_sites_with_too_few_patients_are_no_sites_without_a_loss() -> None:
     made = record({"aa": (gain(0.01, 0.05),), "bb": ()})
     assert wording.headline(made, RUN) == "Worth it for some, not shown for the others"
     said = wording.overall_sentence(made, RUN)
-    assert "superior at 1 of 1 sites, non-inferior at all of these (margin 2.0 points)" in said
+    assert "superior at 1 of 1 site, non-inferior there (margin 2.0 points)" in said
     assert "Too few patients to say at bb." in said
     lost = record({"aa": (gain(-0.05, -0.01),), "bb": ()})
     assert wording.headline(lost, RUN) == "Worse for some"

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fedhealth.config.load import load_study
 from fedhealth.config.study import Study
+from fedhealth.config.template import template_path
 from fedhealth.report.model_card import ModelCard, ModelFacts, WordsOfCard, model_card
+from fedhealth.report.model_card_inputs import inputs_of, predicted_by
 from fedhealth.report.model_card_page import card_markdown
 from fedhealth.report.record import RoundRecord, SiteStatus
 from fedhealth.testing.example_rounds import (
@@ -134,6 +137,30 @@ def test_patients_are_counted_as_declared_and_not_at_all_under_masks() -> None:
     assert card.data.num_sites == len(sizes)
     assert card.data.num_patients == sum(size or 0 for size in sizes.values())
     assert card_of(masked_run()).data.num_patients is None
+
+
+def test_units_limits_and_what_is_predicted_are_on_the_card() -> None:
+    study = load_study(template_path("synthetic"))
+    assert inputs_of(study)["ehr"][:2] == ("age (years, 18 to 100)", "sex (codes 0, 1)")
+    assert "marker_1 (arbitrary, 0 to 100, required)" in inputs_of(study)["ehr"]
+    assert inputs_of(study)["t1"] == (
+        "NIfTI, brought to 32 x 32 x 32 voxels of 7.5 x 7.5 x 7.5 mm, RAS",
+    )
+    page = card_markdown(card_of(example_run()))
+    assert "It predicts: label, codes 0, 1." in page
+    assert "- `ehr`: age (0 to 120)" in page
+
+
+@pytest.mark.parametrize(
+    ("template", "predicted"),
+    [
+        ("heart", "label, codes 0, 1"),
+        ("survival", "time to progressed (days), 0 to 1800 days"),
+        ("segmentation", "mask lesion on t1, codes 0, 1"),
+    ],
+)
+def test_every_kind_of_label_is_said(template: str, predicted: str) -> None:
+    assert predicted_by(load_study(template_path(template))) == predicted
 
 
 def test_without_records_nothing_is_claimed() -> None:
