@@ -15,8 +15,10 @@ from fedhealth.contracts.local_training import NoiseGenerator
 Vector = NDArray[np.float32]
 StrategyConfig = dict[str, float | int | bool]
 
+CLIPPING_NORM = "clipping_norm"
+"""Key of a strategy's configuration that bounds the whole update of a site."""
 STRATEGY_CONFIG_ALLOWED: frozenset[str] = frozenset(
-    {"clipping_norm", "proximal_mu", "effective_steps"}
+    {CLIPPING_NORM, "proximal_mu", "effective_steps"}
 )
 """Keys of a strategy's ConfigRecord that may enter a manifest and so reach a site. Everything else is dropped
 (Flower's own bookkeeping such as `server-round`) or refused (see `flower/strategy_adapter.py`)."""

@@ -5,8 +5,9 @@ Nothing here knows about sockets or Flower; `worker.py` calls it and `door.py` s
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
+from fedhealth.contracts.aggregation import CLIPPING_NORM
 from fedhealth.contracts.blocks import ranges_of
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import (
@@ -66,10 +67,6 @@ from fedhealth.site.manifest_checks import (
 )
 from fedhealth.site.masking import RoundMask, SiteMasking
 from fedhealth.site.sessions import Sessions
-
-CLIPPING_NORM: Final = "clipping_norm"
-"""Key of a strategy's configuration that bounds the whole update of a site."""
-
 
 RoundingBits = Callable[[Manifest], UniformBits]
 """Randomness with which one round's update is rounded to 8 bits."""

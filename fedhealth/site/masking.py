@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from fedhealth.contracts.aggregation import CLIPPING_NORM
 from fedhealth.contracts.codes import DropCode
 from fedhealth.contracts.local_training import Vector
 from fedhealth.durable import read_json, write_json
@@ -114,7 +115,13 @@ class SiteMasking:
                 raise MaskingRefusedError(DropCode.SECAGG_SETTINGS, "the study has no masks")
             return None
         self._guard.check_settings(manifest, expected)
+        if CLIPPING_NORM in manifest.strategy_config:
+            # Two sums with two norms would show the longest update of all. Noise under the masks has a norm of its own.
+            raise MaskingRefusedError(
+                DropCode.SECAGG_SETTINGS, "it cuts whole updates to a norm that is not the study's"
+            )
         self._check_newer(manifest)
+        self._check_same_settings(manifest)
         site = self._site(manifest, envelope.payload_digest)
         layout = round_layout(manifest, envelope.payload_digest, study)
         if layout is None:
@@ -139,6 +146,7 @@ class SiteMasking:
         signed = Envelope.model_validate(state["manifest"])
         manifest = open_statement(Manifest, signed, self._pinned.server_key)
         site = self._site(manifest, signed.payload_digest)
+        self._check_same_settings(manifest)
         for opened in self._opened(manifest):
             self._guard.check_first_list(request, opened)
         accepted = state.get("survivors")
@@ -170,12 +178,33 @@ class SiteMasking:
         Local training and evaluation repeat themselves: two sums of one round, or two sums about one model in whatever
         round or run, over two lists would show the site in between.
         """
+        return [list(entry["survivors"]) for entry in self._opened_like(manifest)]
+
+    def _opened_like(self, manifest: Manifest) -> list[dict[str, Any]]:
         return [
-            list(entry["survivors"])
+            entry
             for entry in read_json(self._opened_path).get("sums", [])
             if entry["round"] == _round_of(manifest)
             or entry["model_sha256"] == manifest.model_sha256
         ]
+
+    def _check_same_settings(self, manifest: Manifest) -> None:
+        """One round, or one model under one strategy, is trained from in one way: local training repeats itself.
+
+        Of two sums of the same updates, weighed by the sites' steps in one of them, the difference is that of the site
+        with another number of steps than the rest.
+        """
+        kind = manifest.kind
+        strategies = {run.name: run.strategy for run in self._pinned.study.runs}
+        for entry in self._opened_like(manifest):
+            run_name, opened_kind, _ = entry["round"]
+            is_alike = strategies.get(run_name) == strategies[manifest.run_name]
+            is_alike = is_alike and opened_kind == kind
+            if is_alike and entry.get("settings") != dict(manifest.strategy_config):
+                raise MaskingRefusedError(
+                    DropCode.SECAGG_SETTINGS,
+                    "a sum of that round, or of its model, was opened with other settings of the strategy",
+                )
 
     def _remember_opened(self, manifest: Manifest, survivors: list[str]) -> None:
         sums = read_json(self._opened_path).get("sums", [])
@@ -183,6 +212,7 @@ class SiteMasking:
             "round": _round_of(manifest),
             "model_sha256": manifest.model_sha256,
             "survivors": survivors,
+            "settings": dict(manifest.strategy_config),
         }
         if entry not in sums:
             write_json(self._opened_path, {"sums": [*sums, entry]})

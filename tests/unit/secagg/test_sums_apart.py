@@ -158,3 +158,30 @@ def test_steps_of_one_size_are_told_apart_by_their_weights() -> None:
     near = np.abs(whole[:, None] - 0.01 * ways @ np.array(WEIGHTS)).argmin(axis=1)
     assert (ways[near, 0] == signs[0]).all()
     assert (ways[near, 1] == signs[1]).all()
+
+
+def test_two_sums_of_the_same_updates_by_other_weights_show_the_site_that_differs() -> None:
+    # Why a site opens one round's sum with one set of settings: FedNova's weigh a site by its steps as well.
+    kind, rng, steps = layout(500), np.random.default_rng(4), (10, 10, 4)
+    updates = [(rng.standard_normal(500) * 0.01).astype(np.float32) for _ in steps]
+
+    def total(scales: tuple[float, ...]) -> Any:
+        words = sum(
+            encode(
+                SumInput(
+                    update=(update * np.float32(scale)).astype(np.float32),
+                    weight=weight,
+                    train_metrics={},
+                    evaluate_metrics={},
+                ),
+                kind,
+                Randomness.from_os(),
+            )
+            for update, scale, weight in zip(updates, scales, SIZES, strict=True)
+        )
+        reduce_words(words, kind.modulus_bits)
+        return signed(words[: kind.num_values], kind.modulus_bits) * kind.step
+
+    plain, by_steps = total((1.0, 1.0, 1.0)), total(tuple(10 / count for count in steps))
+    shown = (by_steps - plain) / (10 / 4 - 1) / SIZES[2]
+    assert np.abs(shown - updates[2]).max() < 4 * kind.step / SIZES[2] / 1.5 * 2

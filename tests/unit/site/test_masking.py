@@ -1,6 +1,6 @@
 """What a hospital's worker does with requests of secure aggregation, and what it remembers across restarts."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,47 @@ def test_another_round_from_the_same_model_opens_no_other_list(sites: Sites) -> 
         outcome, _ = loop._train_round(replace(start, round_number=1), 1)
     assert outcome.status == "void"
     assert outcome.masked.total.unmasked_by == ()
+
+
+def with_settings(sites: Sites, *attempts: dict[str, float]) -> list[Any]:
+    """Attempts at round 1 by all sites, for each of which the server asks something else of local training."""
+    outcomes = []
+    with flower_task():
+        loop, _, start = loop_of(sites)
+        usual = loop.aggregator
+        for number, settings in enumerate(attempts, start=1):
+            loop.aggregator = Asking(usual, settings)
+            loop.folder.opened_sums.unlink(missing_ok=True)
+            outcome, _ = loop._train_round(start, number)
+            outcomes.append(outcome)
+    return outcomes
+
+
+@dataclass
+class Asking:
+    """An aggregator of a server that wants other settings than the study's strategy."""
+
+    inner: Any
+    settings: dict[str, float]
+
+    def configure(self, *_: Any) -> dict[str, float]:
+        return self.settings
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_two_sums_of_one_round_are_made_with_the_same_settings(sites: Sites) -> None:
+    """Local training repeats itself: what counts each site by its steps, and what does not, would tell them apart."""
+    by_steps = {"effective_steps": 2.0}
+    first, second, third = with_settings(sites, {}, by_steps, {})
+    assert [first.status, second.status, third.status] == ["complete", "void", "complete"]
+    assert second.masked.total.unmasked_by == ()
+
+
+def test_a_masked_round_that_cuts_each_site_to_a_norm_is_refused(sites: Sites) -> None:
+    (only,) = with_settings(sites, {"clipping_norm": 0.5})
+    assert {site.drop_code for site in only.sites} == {DropCode.SECAGG_SETTINGS}
 
 
 @pytest.mark.parametrize("damage", ["", '{"sums": [', "[]"])
