@@ -162,7 +162,9 @@ def test_a_flipped_bit_in_a_compressed_volume_is_refused(
     assert refused(path, volume_modality, cache) == "FH-DATA-020"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a volume", gzip.compress(b"x" * 1000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a volume", gzip.compress(b"x" * 1000)], ids=["empty", "text", "gzip"]
+)
 def test_what_is_no_nifti_is_refused(
     tmp_path: Path, volume_modality: VolumeModality, cache: VolumeCache, content: bytes
 ) -> None:
