@@ -333,6 +333,11 @@ class Study(ConfigModel):
                 "runs.control_variates does not go with distributed_privacy of unit patient: one global step a round "
                 "does not drift"
             )
+        if masks is not None and noise is None and self.training.local_steps is None:
+            raise ValueError(
+                "runs.control_variates under masks need training.local_steps: what travels beside a site's update is "
+                "the update over its own number of steps, and of both sums the server has the site that takes others"
+            )
         return self
 
     @model_validator(mode="after")

@@ -79,6 +79,8 @@ def run(make_federation: MakeFederation, study: dict[str, Any]) -> Federation:
         {
             "privacy": {"noise_multiplier": 1.0, "clipping_norm": 1.0},
             "secure_aggregation": {"value_range": 100.0},
+            # Under masks control variates need equal numbers of steps.
+            "training": content()["training"] | {"local_epochs": None, "local_steps": 3},
         },
     ],
     ids=["open", "masked and noised"],

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from fedhealth.config.study import Study
+from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.local_training import PatientMechanism, RoundTask, SiteContext
 from fedhealth.contracts.tensors import TensorSpec
 from fedhealth.errors import TrainingError
@@ -296,3 +298,39 @@ def test_study_check_refuses_a_training_method_that_does_not_know_them(tiny: Any
     assert "FH-TRAIN-051" in [one.code for one in found if one.level == "error"]
     fine = check_whole_study(make_study(tiny), build=False)
     assert [one for one in fine if one.level == "error"] == []
+
+
+def by_epochs(tiny: Any, **changes: Any) -> Study:
+    training = {"local_epochs": 1, "batch_size": 8, "optimizer": SGD, "modality_dropout": 0.0}
+    return make_study(tiny, training=training, **changes)
+
+
+def test_both_halves_of_a_sum_tell_the_site_that_takes_other_steps_than_the_rest(
+    tmp_path: Path, tiny: Any
+) -> None:
+    # Why masks and control variates need `local_steps`: the second half is the first over a site's own number of steps.
+    study, sums, changes = by_epochs(tiny), [], []
+    weights = {"a": 16.0, "b": 16.0, "c": 8.0}  # two sites of two steps, one of one
+    for name, size in weights.items():
+        patients = tiny.patients(int(size), seed=ord(name))
+        split = dict.fromkeys((p.patient_id for p in patients), SplitName.TRAIN)
+        site = tiny.site(tmp_path / name, study, patients, site_id=name, fixed_split=split)
+        session, vector, spec = open_session(study, site)
+        y, control = halves(go(session, spec, vector, tiny.task(1)).astype(np.float64))
+        x, c = halves(vector.astype(np.float64))
+        changes.append(y - x)
+        sums.append((size * (y - x), size * (control - c)))
+    model, controls = (np.sum([s[half] for s in sums], axis=0) for half in (0, 1))
+    shown = (-2 * RATE * controls - model) / weights["c"]  # twice what one step is, less what it is
+    assert np.linalg.norm(changes[2]) > 1e-3
+    assert np.linalg.norm(shown - changes[2]) < 1e-2 * np.linalg.norm(changes[2])
+
+
+def test_masks_take_control_variates_of_equal_numbers_of_steps_only(tiny: Any) -> None:
+    masks = {"secure_aggregation": {"min_survivors": 3}, "federation": {"min_cohort": 3}}
+    assert make_study(tiny, **masks).secure_aggregation is not None
+    with pytest.raises(ValidationError, match=r"need training\.local_steps"):
+        by_epochs(tiny, **masks)
+    noise = {"unit": "site", "num_sites": 5, "clipping_norm": 1.0, "noise_multiplier": 1.0}
+    noised = masks | {"secure_aggregation": {"distributed_privacy": noise}}
+    assert by_epochs(tiny, **noised).secure_aggregation is not None
