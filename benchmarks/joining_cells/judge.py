@@ -193,6 +193,9 @@ def _heart_bars(
             h: row["auc_by_hospital"][h] - base["auc_by_hospital"][h]
             for h in base["auc_by_hospital"]
         }
+        same_gains = [
+            row["auc_by_hospital"][h] - same["auc_by_hospital"][h] for h in same["auc_by_hospital"]
+        ]
         found += [
             _bar(
                 f"heart, epsilon {epsilon}: log loss minus tuned local without noise",
@@ -209,6 +212,12 @@ def _heart_bars(
             _bar(
                 f"heart, epsilon {epsilon}: least AUC gain of a site over tuned local",
                 min(gains.values()),
+                ">",
+                -wanted["no_site_worse_auc"],
+            ),
+            _bar(
+                f"heart, epsilon {epsilon}: least AUC gain of a site over local with the same privacy",
+                min(same_gains),
                 ">",
                 -wanted["no_site_worse_auc"],
             ),
