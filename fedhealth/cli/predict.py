@@ -64,6 +64,8 @@ def predict(  # noqa: PLR0917 - typer passes options by name
         done = _with_bundle(model or Path(), patients, out)
     say(f"Scored {done.num_patients} patients ({done.num_records} records) into {out}.")
     say(table(["modality", "records that have it"], [[n, c] for n, c in done.having.items()]))
+    for name in done.unseen:
+        say(f"{name} was left out: this model was never trained on anybody who has it.")
     for name, count in done.unclaimed.items():
         say(
             f"WARNING: {count} files in {name}/ are named after no patient of cohort.csv. Whoever they belong to was "

@@ -26,6 +26,8 @@ TRAINS_WITHOUT_NOISE: Final = frozenset({"fine_tune"})
 """What a site keeps is not covered by its patients' account, whatever the study's privacy."""
 TRAINS_IN_ITS_OWN_WAY: Final = frozenset({"fedrep", "mr_mtl", "ditto"})
 """Local rounds are not simply the strategy's: what a strategy asks of local training would mean something else."""
+BEGINS_UNTRAINED: Final = KEEPS_MODEL & TRAINS_IN_ITS_OWN_WAY
+"""A site's own model begins as it was drawn: what the site has no patients for stays so, but for a pull to the mean."""
 
 
 class NoOptions(ConfigModel):

@@ -6,7 +6,7 @@ batches, come from the caller, who owns the seed.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -71,6 +71,25 @@ class Batch:
             volumes=_take(self.volumes, rows),
             present=_take(self.present, rows),
             labels=self.labels[rows],
+        )
+
+    def without(self, modalities: Collection[str]) -> "Batch":
+        """The batch of patients who lack these modalities, whether they have them or not."""
+        if not modalities:
+            return self
+
+        def emptied(tensors: dict[str, Tensor], value: float) -> dict[str, Tensor]:
+            return {
+                name: torch.full_like(tensor, value) if name in modalities else tensor
+                for name, tensor in tensors.items()
+            }
+
+        return Batch(
+            tables=emptied(self.tables, 0.0),
+            missing=emptied(self.missing, 1.0),
+            volumes=emptied(self.volumes, 0.0),
+            present=emptied(self.present, 0.0),
+            labels=self.labels,
         )
 
     def join(self, other: "Batch") -> "Batch":

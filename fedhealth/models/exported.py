@@ -56,10 +56,18 @@ class ModelDescription(ConfigModel):
     missing_tensors: tuple[str, ...] = Field(
         (), description="Tensors that only sites have; with any, the model cannot predict."
     )
+    unseen_modalities: tuple[str, ...] = Field(
+        (), description="Modalities that nobody trained this model on: left out of predictions."
+    )
 
     @classmethod
     def of(
-        cls, study: "Study", weights: bytes, *, missing_tensors: tuple[str, ...] = ()
+        cls,
+        study: "Study",
+        weights: bytes,
+        *,
+        missing_tensors: tuple[str, ...] = (),
+        unseen_modalities: tuple[str, ...] = (),
     ) -> "ModelDescription":
         """The description of a study's model with these weights."""
         return cls(
@@ -69,6 +77,7 @@ class ModelDescription(ConfigModel):
             model=study.model,
             weights_sha256=hashlib.sha256(weights).hexdigest(),
             missing_tensors=missing_tensors,
+            unseen_modalities=unseen_modalities,
         )
 
     def to_bytes(self) -> bytes:
@@ -79,12 +88,16 @@ class ModelDescription(ConfigModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedModel:
-    """A model that predicts. `contract` is that of new patients: without labels."""
+    """A model that predicts. `contract` is that of new patients: without labels.
+
+    Patients are scored as if they lacked the `unseen` modalities: what reads those was never trained on anybody.
+    """
 
     model: nn.Module = field(repr=False)
     task: Task = field(repr=False)
     contract: DataContract
     weights_sha256: str
+    unseen: tuple[str, ...] = ()
 
     def predict(
         self, dataset: PatientDataset, *, batch_size: int = 64, device: str | torch.device = "cpu"
@@ -100,7 +113,8 @@ class OpenedModel:
         with torch.inference_mode():
             for start in range(0, len(dataset), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(dataset)))
-                logits = self.model(dataset.batch(rows).to(device))
+                batch = dataset.batch(rows).without(self.unseen)
+                logits = self.model(batch.to(device))
                 parts.append(predictions_of(self.task, logits))
         nobody = torch.zeros(0, self.task.num_outputs)
         found = np.concatenate(parts or [predictions_of(self.task, nobody)])
@@ -184,7 +198,11 @@ def open_model(description: bytes, weights: bytes) -> OpenedModel:
         )
     _put(model, weights)
     return OpenedModel(
-        model=model, task=task, contract=contract, weights_sha256=said.weights_sha256
+        model=model,
+        task=task,
+        contract=contract,
+        weights_sha256=said.weights_sha256,
+        unseen=said.unseen_modalities,
     )
 
 

@@ -50,10 +50,12 @@ class StudyOfCard(Closed):
 class DataOfCard(Closed):
     """What goes in and comes out, by the data contract, and public counts.
 
+    `unseen` are modalities that nobody trained this model on: they are left out of its predictions.
     `num_patients` is the sum of what the sites declared; None where masks hide it.
     """
 
     inputs: dict[Annotated[str, Field(max_length=64)], tuple[str, ...]]
+    unseen: tuple[str, ...] = ()
     predicts: str
     num_sites: Count | None = None
     num_patients: Count | None = None
@@ -140,6 +142,7 @@ class ModelFacts(Closed):
     missing_tensors: Count
     fedhealth_version: Version
     is_simulation: bool = False
+    unseen_modalities: tuple[str, ...] = ()
 
 
 def model_card(
@@ -174,7 +177,7 @@ def model_card(
             rounds_done=facts.rounds_done,
             num_rounds=run.num_rounds,
         ),
-        data=_data(study, ordered),
+        data=_data(study, ordered, facts.unseen_modalities),
         model_sha256=facts.model_sha256,
         weights_sha256=facts.weights_sha256,
         has_records=bool(ordered),
@@ -193,7 +196,7 @@ def model_card(
     )
 
 
-def _data(study: Study, records: Sequence[RoundRecord]) -> DataOfCard:
+def _data(study: Study, records: Sequence[RoundRecord], unseen: tuple[str, ...]) -> DataOfCard:
     """Sites that contributed to a training round, with the sizes that they declared."""
     sizes = {
         site.site_id: site.declared_train_size
@@ -205,6 +208,7 @@ def _data(study: Study, records: Sequence[RoundRecord]) -> DataOfCard:
     known = [size for size in sizes.values() if size is not None]
     return DataOfCard(
         inputs=inputs_of(study),
+        unseen=unseen,
         predicts=predicted_by(study),
         num_sites=len(sizes) if records else None,
         num_patients=sum(known) if sizes and len(known) == len(sizes) else None,

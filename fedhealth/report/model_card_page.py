@@ -11,6 +11,8 @@ _NOISED = (
     "and a log loss that do not go together are noise, and so may be the difference of two cards."
 )
 
+_UNSEEN = "**Left out: the site has no such patients, and nobody else trained the part of its model that reads this**"
+
 
 def card_markdown(card: ModelCard) -> str:
     """The page, for people; the same card gives the same text."""
@@ -60,6 +62,7 @@ def _data(card: ModelCard) -> str:
         "",
         *(
             f"- `{name}`: {'; '.join(_escaped(line) for line in found)}"
+            + (f". {_UNSEEN}" if name in card.data.unseen else "")
             for name, found in card.data.inputs.items()
         ),
         "",

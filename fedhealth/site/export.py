@@ -45,7 +45,8 @@ def export_own_model(
             fix="Export the global model at the server, or give --allow-unprotected if whoever gets this one may see "
             "what it tells of your patients.",
         )
-    description = ModelDescription.of(own.pinned.study, own.weights)
+    unseen = own.unseen_modalities
+    description = ModelDescription.of(own.pinned.study, own.weights, unseen_modalities=unseen)
     versions = installed_versions()
     facts = ModelFacts(
         kind="site",
@@ -60,6 +61,7 @@ def export_own_model(
         missing_tensors=0,
         fedhealth_version=versions["fedhealth"],
         is_simulation=own.is_simulation,
+        unseen_modalities=unseen,
     )
     found = [] if records is None else _records_of(own, records)
     card = model_card(own.pinned.study, facts, found, words)

@@ -6,9 +6,9 @@ Called by `model export`, `model recalibrate` and `predict` with a site's home.
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fedhealth.config.personalisation import KEEPS_MODEL, TRAINS_WITHOUT_NOISE
+from fedhealth.config.personalisation import BEGINS_UNTRAINED, KEEPS_MODEL, TRAINS_WITHOUT_NOISE
 from fedhealth.contracts.tensors import vector_digest
-from fedhealth.errors import UsageError
+from fedhealth.errors import ConfigError, UsageError
 from fedhealth.site.home import Pinned, SiteHome, load_pinned
 from fedhealth.site.sessions import Sessions, global_model_path, read_global_model
 
@@ -43,6 +43,25 @@ class OwnModel:
         return len(self.learner.shared if has_own_model else self.learner.private)
 
     @property
+    def unseen_modalities(self) -> tuple[str, ...]:
+        """Modalities that this site does not declare and that tensors of its own read: nobody trained those."""
+        from fedhealth.models.build import modality_prefixes
+
+        own = dict(self.learner.private)
+        if self.run.personalisation in BEGINS_UNTRAINED:
+            own |= self.learner.shared
+        declared = self.pinned.config.declared_modalities(self.pinned.study)
+        try:
+            prefixes = modality_prefixes(self.learner.model)
+        except ConfigError:
+            return ()  # the model does not say what reads a modality
+        return tuple(
+            name
+            for name in self.pinned.study.modalities
+            if name not in declared and any(t.startswith(prefixes.get(name, ())) for t in own)
+        )
+
+    @property
     def is_covered(self) -> bool:
         """Whether the training of the site's own tensors is in its patients' account."""
         has_noise = self.run.personalisation not in TRAINS_WITHOUT_NOISE
@@ -59,6 +78,7 @@ class OwnModel:
             task=self.learner.task,
             contract=replace(self.learner.contract, has_labels=False),
             weights_sha256=hashlib.sha256(self.weights).hexdigest(),
+            unseen=self.unseen_modalities,
         )
 
 

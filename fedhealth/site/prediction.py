@@ -7,7 +7,7 @@ volumes on the study's grid, nothing is written.
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from fedhealth import plugins
 from fedhealth.contracts.cohort import Cohort
 from fedhealth.contracts.data import DataContract, MaskLabel
 from fedhealth.durable import write_atomically
-from fedhealth.errors import ConfigError, UsageError
+from fedhealth.errors import ConfigError, SiteDataError, UsageError
 from fedhealth.site.recalibration import Recalibration
 from fedhealth.site.score_table import mask_files, modalities_of, score_columns, score_table
 
@@ -38,15 +38,17 @@ class NewPatients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """How many patients were scored, of how many records, and how many had each modality.
+    """How many patients were scored, of how many records, and how many had each modality that counts.
 
-    `unclaimed` are files in a modality's folder that are named after none of the patients.
+    `unseen` are modalities that the model was never trained on, which were left out. `unclaimed` are files in a
+    modality's folder that are named after none of the patients.
     """
 
     num_patients: int
     num_records: int
     having: Mapping[str, int]
     unclaimed: Mapping[str, int]
+    unseen: tuple[str, ...]
     calibrated: bool
 
 
@@ -92,7 +94,8 @@ def score_new_patients(
         device: where to compute.
 
     Raises:
-        SiteDataError: the patients do not keep the data contract.
+        SiteDataError: the patients do not keep the data contract; FH-DATA-043 somebody has only what the model was
+            never trained on.
         ConfigError: FH-CONFIG-043 the site package does not read new patients; or it is not installed.
         TrainingError: FH-TRAIN-004 the model's output is not finite.
         UsageError: FH-USAGE-088 a file where a folder of masks has to be; see `score_table`.
@@ -104,6 +107,7 @@ def score_new_patients(
     # Beside the result and not in /tmp: these are images of patients.
     with tempfile.TemporaryDirectory(prefix=".predict-", dir=out.parent) as scratch:
         cohort = _read(patients, contract, Path(scratch) / "cache")
+        cohort = _without(cohort, model.unseen)
         dataset = PatientDataset(cohort.patients, contract, memory_limit_bytes=0)
         found = model.predict(dataset, device=device)
         if recalibration is not None:
@@ -123,9 +127,33 @@ def score_new_patients(
         num_patients=dataset.num_patients,
         num_records=len(dataset),
         having={m.name: having[m.name] for m in contract.modalities},
+        unseen=model.unseen,
         unclaimed=unclaimed_volumes(patients.data_dir, contract, cohort.patients),
         calibrated=recalibration is not None,
     )
+
+
+def _without(cohort: Cohort, unseen: tuple[str, ...]) -> Cohort:
+    """The patients without modalities that nobody trained this model on."""
+    if not unseen:
+        return cohort
+    kept = tuple(
+        replace(
+            patient,
+            tables={n: v for n, v in patient.tables.items() if n not in unseen},
+            volumes={n: v for n, v in patient.volumes.items() if n not in unseen},
+        )
+        for patient in cohort.patients
+    )
+    empty = sum(not modalities_of(patient) for patient in kept)
+    if empty:
+        raise SiteDataError(
+            "FH-DATA-043",
+            f"{empty} records have nothing but {', '.join(unseen)}, which this model was never trained on.",
+            why="What it would say of them is as good as drawn by lot.",
+            fix="Leave them out, or score them with the model of a site that has such patients.",
+        )
+    return replace(cohort, patients=kept)
 
 
 def _write_folder(out: Path, files: Mapping[str, bytes], scratch: Path) -> None:

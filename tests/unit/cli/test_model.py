@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedhealth.errors import ExitCode
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.report.model_bundle import CARD_PAGE
 from fedhealth.report.write import write_round
+from fedhealth.site.own_model import open_own_model
 from fedhealth.site.sessions import Sessions, load_training_method
 from fedhealth.testing.example_rounds import example_run
 
@@ -432,6 +434,28 @@ def _oracle(trained: Trained) -> tuple[float, float]:
         logits, dataset.labels.numpy()
     )
     return float(fitted.intercept_[0]), float(fitted.coef_[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("method", "unseen"),
+    [
+        ("none", ()),
+        ("private_head", ()),
+        ("fine_tune", ()),  # begins with what the others trained
+        ("mr_mtl", ("imaging_derived",)),
+        ("ditto", ("imaging_derived",)),
+    ],
+)
+def test_what_a_site_has_no_patients_for_was_trained_by_others_or_by_nobody(
+    tmp_path: Path, method: str, unseen: tuple[str, ...]
+) -> None:
+    said = content(runs=[{"name": "main", "num_rounds": 1, "personalisation": method}])
+    own = open_own_model(Trained(tmp_path, said).site, None, None)
+    assert own.unseen_modalities == ()  # this site declares all of them
+    config = own.pinned.config.model_copy(update={"modalities": ("clinical",)})
+    lacking = replace(own, pinned=replace(own.pinned, config=config))
+    assert lacking.unseen_modalities == unseen
+    assert lacking.opened().unseen == unseen
 
 
 def test_recalibration_on_too_few_patients_is_refused(

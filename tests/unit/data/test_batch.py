@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,26 @@ def test_a_batch_has_every_modality_and_zeros_where_it_is_absent(
     assert batch.tables["ehr"][0].tolist() == [0.0] * 5
     assert batch.missing["ehr"].tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
     assert batch.tables["ehr"][1].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def test_a_batch_without_a_modality_is_that_of_patients_who_lack_it(
+    contract: DataContract, patients: tuple[Patient, ...]
+) -> None:
+    everybody = list(range(len(patients)))
+    whole = PatientDataset(patients, contract).batch(everybody)
+    poorer = [replace(p, volumes={}, tables={}) for p in patients]
+    lacking = PatientDataset(poorer, contract).batch(everybody)
+    names = [modality.name for modality in contract.modalities]
+    emptied = whole.without(names)
+    for found, wanted in (
+        (emptied.tables, lacking.tables),
+        (emptied.missing, lacking.missing),
+        (emptied.volumes, lacking.volumes),
+        (emptied.present, lacking.present),
+    ):
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert all(found[name].dtype == wanted[name].dtype for name in wanted)
+    assert whole.without(()) is whole
 
 
 def test_dtypes_are_what_models_expect(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from fedhealth.cli import app as cli
 from fedhealth.config.load import load_site
+from fedhealth.report.model_bundle import CARD_PAGE
 from fedhealth.report.write import read_rounds
 from fedhealth.simulation import simulate
 
@@ -59,6 +61,10 @@ def test_hospitals_share_the_blocks_and_use_models_of_their_own(
         arguments = ["--home", str(out / "sites" / site.site_id), "--out", str(bundle)]
         assert cli.run(["model", "export", *arguments, "--records", str(reports)]) == 0
         weights.append(load_file(bundle / "models" / "model.safetensors"))
+        said = json.loads((bundle / "configs" / "model.json").read_bytes())
+        has_images = site.package.options.get("imaging", True)
+        assert said["unseen_modalities"] == ([] if has_images else ["t1"])
+        assert ("Left out" in (bundle / CARD_PAGE).read_text("utf-8")) is not has_images
         card = json.loads((bundle / "docs" / "model_card.json").read_bytes())
         assert card["is_simulation"]
         assert card["personal_tensors_are_private"]
@@ -74,3 +80,28 @@ def test_hospitals_share_the_blocks_and_use_models_of_their_own(
     rows = list(csv.DictReader(scores.open(encoding="utf-8")))
     assert len(rows) == 40
     assert {row["modalities"] for row in rows} == {"ehr"}
+    _check_that_images_do_not_count(out / "sites" / "hospital-3", tmp_path)
+
+
+def _check_that_images_do_not_count(home: Path, folder: Path) -> None:
+    """Hospital 3 has no images and an image encoder of its own: whatever it says of an image is drawn by lot."""
+    others, alike = folder / "data" / "hospital-1", []
+    with (others / "cohort.csv").open(encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["marker_1"]][:5]
+    for name in ("with", "without"):
+        data = folder / name
+        (data / "t1").mkdir(parents=True)
+        with (data / "cohort.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        for row in rows if name == "with" else []:
+            path = others / "t1" / f"{row['patient_id']}.nii.gz"
+            if path.exists():
+                shutil.copy(path, data / "t1" / path.name)
+        scores = folder / f"{name}.csv"
+        arguments = ["--home", str(home), "--data-dir", str(data), "--out", str(scores)]
+        assert cli.run(["predict", *arguments]) == 0
+        alike.append(scores.read_bytes())
+    assert any((folder / "with" / "t1").iterdir())
+    assert alike[0] == alike[1]

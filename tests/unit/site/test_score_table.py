@@ -13,7 +13,7 @@ import torch
 from fedhealth.config.study import Study
 from fedhealth.data.batch import PatientDataset
 from fedhealth.data.reader import read_folder_cohort
-from fedhealth.errors import UsageError
+from fedhealth.errors import SiteDataError, UsageError
 from fedhealth.models.exported import ModelDescription, OpenedModel, open_model, weights_bytes
 from fedhealth.report.model_bundle import _channels
 from fedhealth.site.prediction import NewPatients, score_new_patients
@@ -157,6 +157,38 @@ def test_no_two_records_have_one_mask_file(tmp_path: Path, new_patients: Path) -
     )
     assert columns == {"mask": ["c.nii.gz", "c+2.nii.gz", "c-2.nii.gz"]}
     assert len(files) == 3
+
+
+def test_what_a_model_was_never_trained_on_does_not_count(
+    tmp_path: Path, new_patients: Path
+) -> None:
+    (new_patients / "cohort.csv").write_text("patient_id,lab\na,0.5\nb,1\n", encoding="utf-8")
+    patients, model = NewPatients(data_dir=new_patients), opened("binary_classification")
+    blind = replace(model, unseen=("t1",))
+    done = score_new_patients(blind, patients, tmp_path / "blind.csv", recalibration=None)
+    assert (done.unseen, done.having) == (("t1",), {"ehr": 2, "t1": 0})
+    score_new_patients(model, patients, tmp_path / "seeing.csv", recalibration=None)
+    # In Python too, where patients come with all that they have.
+    cohort = read_folder_cohort(new_patients, model.contract, tmp_path / "cache")
+    in_python = blind.predict(PatientDataset(cohort.patients, model.contract))
+    (new_patients / "t1" / "a.nii.gz").unlink()
+    score_new_patients(model, patients, tmp_path / "without.csv", recalibration=None)
+    texts = [(tmp_path / f"{n}.csv").read_text() for n in ("blind", "without", "seeing")]
+    assert texts[0] == texts[1] != texts[2]
+    rows = list(csv.DictReader((tmp_path / "blind.csv").open(encoding="utf-8")))
+    assert [float(row["probability_1"]) for row in rows] == pytest.approx(in_python, abs=1e-6)
+
+
+def test_a_patient_with_nothing_but_what_the_model_never_saw_is_refused(
+    tmp_path: Path, new_patients: Path
+) -> None:
+    """Patient `c` has an image only."""
+    blind = replace(opened("binary_classification"), unseen=("t1",))
+    with pytest.raises(SiteDataError, match=r"FH-DATA-043 1 records"):
+        score_new_patients(
+            blind, NewPatients(data_dir=new_patients), tmp_path / "scores.csv", recalibration=None
+        )
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_an_image_that_no_patient_claims_is_told(tmp_path: Path, new_patients: Path) -> None:
