@@ -6,7 +6,6 @@ C channels, D, H, W voxels along i, j, k (W is 1 for 2D images), F features, E e
 
 from collections.abc import Sequence
 
-from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 
 from fedhealth.models.multimodal_options import CHANNELS_PER_GROUP
@@ -108,6 +107,8 @@ class ImageEncoder(VolumeEncoder):
 
 
 def _blocks(widths: Sequence[int], spatial_dims: int) -> list[nn.Module]:
+    from monai.networks.blocks.convolutions import Convolution
+
     blocks: list[nn.Module] = []
     previous = 1
     for index, width in enumerate(widths):

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from monai.networks.nets.densenet import DenseNet
-from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from fedhealth.models.channel_norm import replace_batch_norm
@@ -42,6 +40,8 @@ def resnet(name: str, *, spatial_dims: int, frozen_norm: bool) -> tuple[nn.Modul
     He et al. 2016, "Deep Residual Learning for Image Recognition", section 3.3; the stem of MedicalNet (stride 2, then
     a maximum), projection shortcuts (option B): MONAI's option A passes no gradient on.
     """
+    from monai.networks.nets.resnet import ResNet
+
     network = ResNet(
         block="basic",
         layers=list(RESNET_LAYERS[name]),
@@ -75,6 +75,8 @@ class DenseFeatures(nn.Module):
 
 def densenet(name: str, *, spatial_dims: int, frozen_norm: bool) -> tuple[nn.Module, int]:
     """A DenseNet, and the width of its features (Huang et al. 2017, "Densely Connected Convolutional Networks")."""
+    from monai.networks.nets.densenet import DenseNet
+
     plan = DENSENETS[name]
     whole = DenseNet(
         spatial_dims=spatial_dims,

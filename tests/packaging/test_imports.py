@@ -54,6 +54,15 @@ def test_the_relays_half_of_the_package_is_importable_without_torch(tmp_path: Pa
     assert loaded.isdisjoint({"torch", "monai", "pandas", "nibabel"})
 
 
+def test_models_of_records_alone_are_built_without_monai(tmp_path: Path) -> None:
+    """Its import is most of what a worker's start costs beyond torch."""
+    modules = ("multimodal", "logistic_fusion", "image_encoders", "classification")
+    code = f"import {', '.join(f'fedhealth.models.{name}' for name in modules)}"
+    loaded = imported_after(f"{code}, fedhealth.training.supervised", cwd=tmp_path)
+    assert "torch" in loaded
+    assert "monai" not in loaded
+
+
 @pytest.mark.parametrize("name", ["strategies", "sites", "tests", "configs", "benchmarks", "docs"])
 def test_folders_of_the_repository_are_not_importable(name: str, tmp_path: Path) -> None:
     """A dependency may bring a folder of that name along (Opacus brings `benchmarks`): ours it is not."""
