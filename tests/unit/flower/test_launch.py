@@ -83,8 +83,8 @@ def test_a_secret_is_new_each_time_and_private(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "quote'and\"more", "$(touch x);&"])
-def test_paths_with_shell_characters_stay_paths(tmp_path: Path, name: str) -> None:
+def test_paths_with_shell_characters_stay_paths(tmp_path: Path) -> None:
+    name = "with space, quote'and\"more $(touch x);&"
     folder = launch.write_site_commands(tmp_path / name, tmp_path / name / "absent.sock")
     stub = folder / "flwr-clientapp"
     assert stub.stat().st_mode & 0o777 == 0o700
