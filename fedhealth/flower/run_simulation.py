@@ -31,9 +31,7 @@ from fedhealth.supervision.ports import free_port
 
 START_S: Final = 120.0
 LAST_WORDS_S: Final = 0.5
-GONE_S: Final = (
-    30.0  # Flower's threads look once a second whether they are to end, then Ray ends its processes
-)
+GONE_S: Final = 30.0  # Flower's threads look once a second whether they are to end
 POLL_S: Final = 0.1
 SERVER_APP: Final = "fedhealth.flower.simulated_server_app:app"
 ENDED: Final = frozenset({"completed", "failed", "no_quorum"})
@@ -75,18 +73,18 @@ class RaySimulation:
     options: RayOptions
     num_hospitals: int
     client_app: str
-    temp_dir: Path
 
     def run(self, run: RunPlan, watch: Callable[[], None]) -> None:
         """One run of the study, from its last checkpoint; `watch` is called again and again meanwhile.
 
         Raises:
-            FedHealthError: what ended the run, as a real server would say it; FH-RAY-002 to 006 what is wrong with Ray.
+            FedHealthError: what ended the run, as a real server would say it.
+            TransportError: FH-RAY-006 a process ended that should not have.
         """
         home = self.place.home
         outcome = home.run(run.name).outcome
         write_json(outcome, {"state": "submitted"})
-        self.place.write_plan(self._plan())
+        self.place.forget_run()
         app = launch.write_thin_app(
             home.flower / "app",
             version("flwr"),
@@ -115,35 +113,23 @@ class RaySimulation:
             self._require_alive(outcome, submitted)
             time.sleep(POLL_S)
 
-    def _plan(self) -> RayPlan:
-        options = self.options
-        return RayPlan(
-            cpus_per_hospital=options.cpus_per_hospital,
-            gpus_per_hospital=options.gpus_per_hospital,
-            address=options.address,
-            temp_dir=str(self.temp_dir),
-            most_cpus=options.cpus_per_hospital * self.num_hospitals,
-        )
-
     def _require_alive(self, outcome: Path, submitted: float) -> None:
         """Raise when nothing will come any more."""
         for child in self.children.running():
             if child.exit_code() is not None:
                 raise self._lost(f"{child.name} ended with code {child.exit_code()}.")
-        told = self.place.told()
-        if told.get("state") == "failed":
-            raise_failure(told)
-        if told and not _lives(told["pid"]):
+        pid = self.place.pid_of_run()
+        if pid is not None and not _lives(pid):
             time.sleep(LAST_WORDS_S)
             if read_json(outcome)["state"] not in ENDED:
                 raise self._lost("Flower's simulation ended before the run did.")
-        elif not told and time.monotonic() - submitted > START_S:
+        elif pid is None and time.monotonic() - submitted > START_S:
             raise self._lost(f"Flower's simulation did not begin within {START_S:.0f} s.")
 
     def _wait_gone(self) -> None:
-        """Let Flower put Ray away; what hangs is ended with the block."""
-        pid, begin = int(self.place.told()["pid"]), time.monotonic()
-        while _lives(pid) and time.monotonic() - begin < GONE_S:
+        """Let Flower take its leave of Ray; what hangs is ended with the block."""
+        pid, begin = self.place.pid_of_run(), time.monotonic()
+        while pid is not None and _lives(pid) and time.monotonic() - begin < GONE_S:
             time.sleep(POLL_S)
 
     def _lost(self, what: str) -> TransportError:
@@ -168,8 +154,9 @@ def ray_simulation(
         client_app: MODULE:NAME of the ClientApp that answers for hospitals.
 
     Raises:
-        UsageError: FH-RAY-001 Ray is not installed.
-        TransportError: FH-SERVER-001 the SuperLink did not start.
+        UsageError: FH-RAY-001 Ray is not installed, FH-RAY-003 it has no room for a hospital.
+        TransportError: FH-SERVER-001 the SuperLink did not start, FH-RAY-002 Ray did not, FH-RAY-005 a machine of the
+            cluster is not set up like this one.
     """
     require_ray()
     home.live.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -178,9 +165,17 @@ def ray_simulation(
     temp_dir = Path(tempfile.mkdtemp(prefix="fedhealth-ray-"))
     place = SimulationPlace(home)
     write_json(place.hospitals, {site_id: str(root) for site_id, root in hospitals.items()})
+    place.write_plan(_plan(options, len(hospitals), temp_dir))
     environment = _environment(home, options, temp_dir)
     try:
-        _start(home, children, environment, temp_dir)
+        link = _start_superlink(home, children, environment)
+        environment |= {"RAY_ADDRESS": _start_ray(place, children, environment)}
+        commands = launch.write_simulation_commands(home.live / "bin", home.logs, temp_dir)
+        children.start(
+            "superexec",
+            launch.server_superexec(link),
+            env={**environment, "PATH": f"{commands}{os.pathsep}{environment['PATH']}"},
+        )
         yield RaySimulation(
             place=place,
             children=children,
@@ -188,16 +183,15 @@ def ray_simulation(
             options=options,
             num_hospitals=len(hospitals),
             client_app=client_app,
-            temp_dir=temp_dir,
         )
     finally:
         children.end_all()
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _start(
-    home: ServerHome, children: Children, environment: Mapping[str, str], temp_dir: Path
-) -> None:
+def _start_superlink(
+    home: ServerHome, children: Children, environment: Mapping[str, str]
+) -> launch.SuperLinkPlace:
     keys = home.keys
     link = launch.SuperLinkPlace(
         port=free_port(),
@@ -214,11 +208,37 @@ def _start(
         ca_certificate=link.ca_certificate,
         stopping=threading.Event(),
     )
-    commands = launch.write_simulation_commands(home.live / "bin", home.logs, temp_dir)
-    children.start(
-        "superexec",
-        launch.server_superexec(link),
-        env={**environment, "PATH": f"{commands}{os.pathsep}{environment['PATH']}"},
+    return link
+
+
+def _start_ray(place: SimulationPlace, children: Children, environment: Mapping[str, str]) -> str:
+    """Start the process of Ray, once for all runs, and wait until it says where Ray is."""
+    child = children.start("ray", launch.module("fedhealth.flower.ray_process"), env=environment)
+    begin = time.monotonic()
+    while True:
+        has_ended = child.exit_code() is not None  # before its last words are read
+        told = place.told_of_ray()
+        if told.get("state") == "ready":
+            return str(told["address"])
+        if told:
+            raise_failure(told)
+        if has_ended or time.monotonic() - begin > START_S:
+            raise TransportError(
+                "FH-RAY-002",
+                "Ray did not start.",
+                why="Hospitals are processes of Ray in this simulation.",
+                fix=f"Look at {child.log_path}, or simulate without --backend ray.",
+            )
+        time.sleep(POLL_S)
+
+
+def _plan(options: RayOptions, num_hospitals: int, temp_dir: Path) -> RayPlan:
+    return RayPlan(
+        cpus_per_hospital=options.cpus_per_hospital,
+        gpus_per_hospital=options.gpus_per_hospital,
+        address=options.address,
+        temp_dir=str(temp_dir),
+        most_cpus=options.cpus_per_hospital * num_hospitals,
     )
 
 

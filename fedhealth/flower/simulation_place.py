@@ -1,4 +1,4 @@
-"""What a simulation with Ray writes for its own processes: the hospitals, the plan for Ray, and how far Ray is."""
+"""What a simulation with Ray writes for its own processes: the hospitals, the plan for Ray, where Ray is."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,31 +44,49 @@ class SimulationPlace:
         return self.home.live / "ray-plan.json"
 
     @property
-    def _state(self) -> Path:
+    def _ray(self) -> Path:
         return self.home.live / "ray-state.json"
 
+    @property
+    def _run(self) -> Path:
+        return self.home.live / "simulation-state.json"
+
     def write_plan(self, plan: RayPlan) -> None:
-        """For `flwr-simulation`, before it is started."""
-        self._state.unlink(missing_ok=True)
+        """For the process of Ray, before it is started."""
+        self._ray.unlink(missing_ok=True)
         write_json(self._plan, asdict(plan))
 
     def read_plan(self) -> RayPlan:
         """What `write_plan` wrote."""
         return RayPlan(**read_json(self._plan))
 
-    def tell(self, state: str, *, pid: int, failure: FedHealthError | None = None) -> None:
-        """How far Ray is: `starting`, `ready`, or `failed` with the failure."""
-        said: dict[str, Any] = {"state": state, "pid": pid}
+    def tell_ray(self, *, address: str = "", failure: FedHealthError | None = None) -> None:
+        """Where Ray is, or why it is not."""
+        said: dict[str, Any] = {"state": "ready", "address": address}
         if failure is not None:
-            said |= {
+            said = {
+                "state": "failed",
                 "code": failure.code,
                 "what": failure.what,
                 "why": failure.why,
                 "fix": failure.fix,
                 "exit_code": int(failure.exit_code),
             }
-        write_json(self._state, said)
+        write_json(self._ray, said)
 
-    def told(self) -> dict[str, Any]:
-        """What `tell` said last; empty before."""
-        return read_json(self._state)
+    def told_of_ray(self) -> dict[str, Any]:
+        """What `tell_ray` said; empty before."""
+        return read_json(self._ray)
+
+    def forget_run(self) -> None:
+        """Before a run is submitted."""
+        self._run.unlink(missing_ok=True)
+
+    def tell_run(self, pid: int) -> None:
+        """Which process does the run."""
+        write_json(self._run, {"pid": pid})
+
+    def pid_of_run(self) -> int | None:
+        """What `tell_run` said; None before."""
+        pid = read_json(self._run).get("pid")
+        return None if pid is None else int(pid)

@@ -51,10 +51,13 @@ def test_the_constraint_is_the_version_that_flower_pins() -> None:
 
 
 @needs_ray
-def test_flower_takes_a_ray_that_is_initialised() -> None:
+def test_flower_asks_ray_for_no_address_so_that_the_environment_names_it() -> None:
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
-    assert "if not ray.is_initialized():" in inspect.getsource(RayBackend.init_ray)
+    source = inspect.getsource(RayBackend.init_ray)
+    assert "ray.init(" in source
+    assert "address" not in source
+    assert "num_cpus" not in source, "Ray refuses it where it is joined"
 
 
 @needs_ray

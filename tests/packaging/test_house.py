@@ -48,6 +48,12 @@ def test_continuous_integration_runs_make_test() -> None:
     assert "exec make test" in script.read_text("utf-8")
 
 
+def test_ray_is_installed_for_the_tests_of_continuous_integration_only() -> None:
+    assert "make .venv/.installed-ray\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+    assert '".[ray]"' in dry_run("ray")
+    assert not any("ray" in dry_run(target) for target in ("demo", "test"))
+
+
 def test_the_installation_needs_nothing_but_python_and_make() -> None:
     text = dry_run("test")
     assert not re.search(r"\b(uv|conda|poetry|docker|sudo)\b", text)

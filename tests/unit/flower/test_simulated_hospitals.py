@@ -11,10 +11,10 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from fedhealth.contracts.codes import DropCode
 from fedhealth.errors import TransportError, UsageError
 from fedhealth.evidence.signing import Envelope, SigningKey
+from fedhealth.flower.ray_process import looked, require_alike, require_room
 from fedhealth.flower.simulated_hospital import hospital_app
 from fedhealth.flower.simulated_transport import SimulatedTransport
 from fedhealth.flower.simulation_place import RayPlan
-from fedhealth.flower.simulation_process import looked, require_alike, require_room
 from fedhealth.server.messages import RawReply
 from fedhealth.server.roster import read_roster
 from fedhealth.testing.flower_task import flower_task
