@@ -1,8 +1,6 @@
 """Image encoders by name. Called by `multimodal`, one encoder a volume modality.
 
-None has BatchNorm or another buffer, and each works on volumes and on 2D images (a grid whose k side is 1). Swin is not
-among them: its windows become rows of a batch of their own, which per-patient clipping cannot tell apart in one pass,
-its position index is a buffer, and MONAI's needs einops. `vit_tiny` and `vit_base` take its place.
+None has BatchNorm or another buffer, and each works on volumes and on 2D images (a grid whose k side is 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from fedhealth.contracts.data import VolumeModality
 from fedhealth.errors import ConfigError
 from fedhealth.models.image_encoder import ImageEncoder, VolumeEncoder
 from fedhealth.models.monai_backbones import DENSENETS, RESNET_LAYERS, densenet, resnet
+from fedhealth.models.swin_transformer import SwinTransformer
 from fedhealth.models.vision_transformer import VisionTransformer
 
 ImageEncoderName = Literal[
@@ -25,6 +24,8 @@ ImageEncoderName = Literal[
     "densenet121",
     "vit_tiny",
     "vit_base",
+    "swin_unetr_24",
+    "swin_unetr_48",
 ]
 
 MIN_SIDE: Mapping[str, int] = {
@@ -33,6 +34,8 @@ MIN_SIDE: Mapping[str, int] = {
     "resnet18": 16,
     "densenet_small": 16,
     "densenet121": 32,
+    "swin_unetr_24": 32,
+    "swin_unetr_48": 32,
 }
 """Below it a stage would look at a single voxel and its padding. A transformer needs whole patches instead."""
 
@@ -51,6 +54,10 @@ TRANSFORMERS: Mapping[str, TransformerPlan] = {
     "vit_tiny": TransformerPlan(192, 12, 3, 768),  # DeiT-Ti: Touvron et al. 2021, table 1
     "vit_base": TransformerPlan(768, 12, 12, 3072),  # ViT-B, and the defaults of MONAI's ViT
 }
+
+
+SWIN_WIDTHS: Mapping[str, int] = {"swin_unetr_24": 24, "swin_unetr_48": 48}
+"""Channels after the patches: `feature_size` of MONAI's SwinUNETR, whose published weights have 48."""
 
 
 class BackboneEncoder(VolumeEncoder):
@@ -108,6 +115,9 @@ def make_image_encoder(
         backbone, num_features = resnet(name, spatial_dims=dims, frozen_norm=frozen_norm)
     elif name in DENSENETS:
         backbone, num_features = densenet(name, spatial_dims=dims, frozen_norm=frozen_norm)
+    elif name in SWIN_WIDTHS:
+        backbone = SwinTransformer(SWIN_WIDTHS[name], spatial_dims=dims)
+        num_features = backbone.num_features
     else:
         plan = TRANSFORMERS[name]
         backbone = VisionTransformer(

@@ -34,6 +34,8 @@ class MultimodalOptions(ConfigModel):
         "densenet121",
         "vit_tiny",
         "vit_base",
+        "swin_unetr_24",
+        "swin_unetr_48",
     ] = Field("cnn", description="Network for volumes and images (docs/how-to/choose-a-model.md).")
     image_widths: list[Width] = Field(
         default_factory=lambda: list(PHANTOM_WIDTHS),

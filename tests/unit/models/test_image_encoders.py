@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.networks.nets import swin_unetr
 from torch import nn
 from torch.nn import functional
 
@@ -16,21 +17,26 @@ from fedhealth.models.image_encoder import VolumeEncoder
 from fedhealth.models.image_encoders import (
     DENSENETS,
     MIN_SIDE,
+    SWIN_WIDTHS,
     TRANSFORMERS,
+    BackboneEncoder,
     ImageEncoderName,
     make_image_encoder,
 )
 from fedhealth.models.logistic_fusion import build_logistic_fusion
+from fedhealth.models.lora import add_low_rank
 from fedhealth.models.monai_backbones import RESNET_LAYERS
 from fedhealth.models.multimodal import build_multimodal
 from fedhealth.models.pooling import WindowMax, WindowMean
+from fedhealth.models.swin_transformer import SwinTransformer, position_index, region_bias
 from fedhealth.models.vision_transformer import VisionTransformer
 from fedhealth.testing.model_contract import example_contract
 
 from .patient_oracle import assert_one_pass_is_the_patient_loop
 
 SMALL: list[ImageEncoderName] = ["cnn", "resnet10", "densenet_small", "vit_tiny"]
-LARGE: list[ImageEncoderName] = ["resnet18", "densenet121", "vit_base"]
+SWIN: list[ImageEncoderName] = ["swin_unetr_24", "swin_unetr_48"]
+LARGE: list[ImageEncoderName] = ["resnet18", "densenet121", "vit_base", *SWIN]
 SHAPES = [(32, 32, 32), (32, 40, 1)]
 
 
@@ -84,10 +90,14 @@ def test_a_large_encoder_gives_an_embedding_of_each_patient_alone(
     _check_encoder(name, shape)
 
 
+def test_swin_gives_an_embedding_of_each_patient_alone() -> None:
+    _check_encoder("swin_unetr_24", (32, 40, 1))
+
+
 def test_every_name_has_a_network_and_a_smallest_grid() -> None:
     names = {*SMALL, *LARGE}
     assert names == {*MIN_SIDE, *TRANSFORMERS}
-    assert set(MIN_SIDE) == {"cnn", *RESNET_LAYERS, *DENSENETS}
+    assert set(MIN_SIDE) == {"cnn", *RESNET_LAYERS, *DENSENETS, *SWIN_WIDTHS}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,11 @@ def test_every_name_has_a_network_and_a_smallest_grid() -> None:
     [
         ("resnet10", (16, 15, 16), "at least 16 voxels a side; modality 'image' has 16 x 15 x 16"),
         ("densenet121", (31, 40, 1), "at least 32 voxels a side; modality 'image' has 31 x 40"),
+        (
+            "swin_unetr_24",
+            (32, 31, 32),
+            "at least 32 voxels a side; modality 'image' has 32 x 31 x 32",
+        ),
         ("vit_tiny", (16, 20, 16), "multiples of 8; modality 'image' has 16 x 20 x 16"),
     ],
 )
@@ -139,6 +154,26 @@ def test_patients_are_clipped_in_one_pass_as_one_by_one(
     assert_one_pass_is_the_patient_loop(model, contract)
 
 
+@pytest.mark.parametrize(
+    ("shape", "is_low_rank"),
+    [((16, 18, 1), False), ((16, 14, 18), False), ((16, 18, 1), True)],
+    ids=["2d", "3d", "lora"],
+)
+def test_patients_of_swin_are_clipped_in_one_pass_as_one_by_one(
+    shape: tuple[int, int, int], is_low_rank: bool
+) -> None:
+    """Windows are no rows here: with a small width, shifted and cut windows, and padding."""
+    contract = _contract(shape)
+    model = build_multimodal(contract, 1, {"image_encoder": "cnn", "image_widths": [4]})
+    dims = contract.volumes[0].spatial_dims
+    swin = SwinTransformer(3, spatial_dims=dims)
+    model.encoders["volume_image"] = BackboneEncoder(swin, swin.num_features, 16, spatial_dims=dims)
+    if is_low_rank:
+        swin.requires_grad_(False)
+        add_low_rank(swin, rank=2, alpha=4.0)
+    assert_one_pass_is_the_patient_loop(model, contract)
+
+
 class TestPooling:
     @pytest.mark.parametrize("sides", [(7, 8), (1, 5), (5, 6, 7)])
     def test_the_maximum_is_torch_s(self, sides: tuple[int, ...]) -> None:
@@ -177,6 +212,46 @@ class TestChannelNorm:
         inputs = torch.randn(2, 4, 3, 3, 3)
         torch.testing.assert_close(frozen(inputs), norm(inputs))
         assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def _permuted(images: torch.Tensor, pattern: str, **_: int) -> torch.Tensor:
+    """What MONAI asks einops for: a permutation by names."""
+    before, after = (side.split() for side in pattern.split("->"))
+    return images.permute([before.index(name) for name in after])
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (30, 14), (16, 14, 18)], ids=str)
+def test_swin_agrees_with_monai_s_from_the_same_weights(
+    sides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(30, 14): windows that are shifted and padded along one axis, and one window along the other."""
+    monkeypatch.setattr(swin_unetr, "rearrange", _permuted)
+    dims = len(sides)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        oracle = swin_unetr.SwinTransformer(
+            1, 12, [7] * dims, [2] * dims, [2, 2, 2, 2], [3, 6, 12, 24], spatial_dims=dims
+        )
+        own = SwinTransformer(12, spatial_dims=dims)
+        for parameter in oracle.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    weights = {n: w for n, w in oracle.state_dict().items() if "relative_position_index" not in n}
+    own.load_state_dict(weights)  # strict: the names are MONAI's
+    images = torch.randn(2, 1, *sides, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = oracle(images)[-1].flatten(2).mean(2)
+        torch.testing.assert_close(own(images), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_swin_trains_after_it_was_evaluated_first() -> None:
+    """What it keeps between calls must not come from inference mode, whose tensors no gradient may use."""
+    for kept in (region_bias, position_index):
+        kept.cache_clear()
+    swin, images = SwinTransformer(3, spatial_dims=2), torch.randn(1, 1, 16, 18)
+    with torch.inference_mode():
+        swin(images)
+    swin(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in swin.parameters())
 
 
 def test_the_transformer_agrees_with_torch_s_encoder_layers() -> None:
