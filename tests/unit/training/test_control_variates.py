@@ -1,5 +1,6 @@
 """SCAFFOLD at a site: corrected steps by hand, durable state, why its second half is no new release."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,45 @@ def test_masks_take_control_variates_of_equal_numbers_of_steps_only(tiny: Any) -
     noise = {"unit": "site", "num_sites": 5, "clipping_norm": 1.0, "noise_multiplier": 1.0}
     noised = masks | {"secure_aggregation": {"distributed_privacy": noise}}
     assert by_epochs(tiny, **noised).secure_aggregation is not None
+
+
+def test_a_removed_patient_moves_both_halves_by_the_step_of_one_clipped_gradient_at_most(
+    tmp_path: Path, tiny: Any
+) -> None:
+    # By trying every neighbour, after a round that left a control variate: given it, nothing of a patient adds up.
+    training = {"local_steps": 1, "batch_size": 4, "optimizer": SGD, "modality_dropout": 0.0}
+    nearly_none = {"noise_multiplier": 1e-6, "clipping_norm": 0.02}
+    study = make_study(tiny, training=training, privacy=nearly_none, release={"metrics": []})
+    mechanism = PatientMechanism(
+        sampling_rate=1.0,
+        noise_multiplier=1e-6,
+        clipping_norm=0.02,
+        expected_batch_size=4.0,
+        num_steps=1,
+    )
+    patients = tiny.patients(6)
+
+    def released(left: Any, folder: Path, *, number: int, vector: Any = None) -> Any:
+        split = dict.fromkeys((p.patient_id for p in left), SplitName.TRAIN)
+        site = tiny.site(folder, study, left, fixed_split=split)
+        session, first, spec = open_session(study, site)
+        task = replace(tiny.task(number, run_name="corrected"), mechanism=mechanism)
+        vector = first if vector is None else vector
+        found = go(session, spec, vector, task).astype(np.float64)
+        session.commit(number)
+        return found
+
+    state = tmp_path / "state"
+    second = released(patients, state, number=1).astype(
+        np.float32
+    )  # what a server of one site would send back
+    shutil.copytree(state, tmp_path / "whole")
+    y, control = halves(released(patients, tmp_path / "whole", number=2, vector=second))
+    for place in range(len(patients)):
+        folder = shutil.copytree(state, tmp_path / f"without-{place}")
+        left = patients[:place] + patients[place + 1 :]
+        y_less, control_less = halves(released(left, folder, number=2, vector=second))
+        one = 0.02 / 4.0  # a clipped gradient over the expected batch
+        assert 0.5 * one < np.linalg.norm(control - control_less) <= one * 1.001
+        assert np.linalg.norm(y - y_less) <= RATE * one * 1.001
+        np.testing.assert_allclose(control - control_less, (y_less - y) / RATE, atol=2e-5)
