@@ -41,6 +41,14 @@ def modality_blocks(
     return blocks
 
 
+def sums_over_all(study: Study) -> bool:
+    """Whether masks are all that hides a site, and every tensor is averaged over all of them."""
+    masks = study.secure_aggregation
+    if masks is None or masks.distributed_privacy is not None:
+        return False
+    return study.privacy is None and not study.averages_by_modality
+
+
 def summed_modalities(
     method: TrainingMethod, study: Study, run: RunPlan, spec: TensorSpec
 ) -> tuple[str, ...]:
@@ -52,10 +60,7 @@ def summed_modalities(
     Raises:
         ConfigError: the model cannot be built.
     """
-    masks = study.secure_aggregation
-    if masks is None or masks.distributed_privacy is not None:
-        return ()
-    if study.privacy is not None or study.averages_by_modality:
+    if not sums_over_all(study):
         return ()
     if not isinstance(method, KnowsModalities):
         return study.modalities

@@ -76,11 +76,12 @@ class SiteAnswers:
         """Load the cohort and open the first run's session, so that wrong data is found at the start.
 
         Raises:
-            SiteDataError, ConfigError: see `Sessions.open`.
+            SiteDataError, ConfigError: see `Sessions.open`, `Sessions.check_declarations`.
             PrivacyError: fewer training patients than this site's policy wants.
         """
         if self._pinned.config.privacy.min_patients > 1:
             check_patients(self._pinned.config.privacy, self._sessions.num_training_patients())
+        self._sessions.check_declarations()
         self._sessions.open(self._pinned.study.runs[0].name)
 
     def context(self, run_name: str) -> SiteContext:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fedhealth.config.blocks import sums_over_all
 from fedhealth.config.load import load_site, load_study
 from fedhealth.config.site import SiteConfig
 from fedhealth.config.study import Study
@@ -9,13 +10,13 @@ from fedhealth.config.variants import own_study
 from fedhealth.contracts.data import SplitName
 from fedhealth.data.check import CohortSummary, check_cohort
 from fedhealth.data.shared import load_shared_cohort
-from fedhealth.errors import SiteDataError
 from fedhealth.models.weight_files import find_file, pinned_file
 from fedhealth.privacy.accounting.accountants import compose
 from fedhealth.privacy.accounting.plan import plan_site
 from fedhealth.privacy.policy import check_plan, check_sums
 from fedhealth.secagg.site_rules import check_site_rules
 from fedhealth.site.account import account_delta, sums_of_study
+from fedhealth.site.declarations import check_declarations
 from fedhealth.site.home import SiteHome
 from fedhealth.site.sessions import site_package
 
@@ -26,8 +27,7 @@ def check_site(home: SiteHome, study_id: str | None) -> dict[str, Any]:
     Works before `site join`, so that wrong data is found before anybody is asked to admit the site.
 
     Raises:
-        SiteDataError: the cohort does not keep the data contract; FH-DATA-034 a modality is declared that no training
-            patient has, and the study averages by modality.
+        SiteDataError: the cohort does not keep the data contract; FH-DATA-034 and 035, see `check_declarations`.
         ConfigError: site.yaml is wrong or its package is not installed; FH-CONFIG-042 that of the study's shared data;
             FH-MODEL-032 the study's pretrained weights are
             not in this home's folder weights, FH-MODEL-033 they are others.
@@ -76,15 +76,13 @@ def _modalities(config: SiteConfig, study: Study, summary: CohortSummary) -> lis
     """The declaration against the training side: what `average_encoders_over` relies on."""
     declared = config.declared_modalities(study)
     having = summary.sides[SplitName.TRAIN].having
-    empty = [name for name in declared if not having[name]]
-    if empty and study.averages_by_modality:
-        raise SiteDataError(
-            "FH-DATA-034",
-            f"modality {empty[0]} is declared, and no patient on the training side has it.",
-            why="This site would weigh in the mean of an encoder that it cannot train, and count as one of the sites "
-            "that hide each other's update there.",
-            fix="List what this site has under `modalities` in site.yaml, before it asks to be admitted.",
-        )
+    check_declarations(
+        study,
+        declared,
+        [name for name, count in having.items() if count],
+        # Of a modality without tensors of its own it asks for the same: to know, it would have to build the model.
+        summed=study.modalities if sums_over_all(study) else (),
+    )
     warnings = []
     for name in study.modalities:
         if name not in declared and having[name]:

@@ -17,6 +17,7 @@ from fedhealth.data.split import split_patients
 from fedhealth.durable import write_atomically
 from fedhealth.errors import AggregationError, ConfigError
 from fedhealth.evidence.statements import Manifest
+from fedhealth.site.declarations import check_declarations
 from fedhealth.site.home import Pinned, SiteHome, StudyFolder
 
 FLOAT32_BYTES = 4
@@ -110,6 +111,27 @@ class Sessions:
         """Patients on the training side; a patient with several records counts once. Never leaves the site."""
         side = split_patients(self._load_cohort())[SplitName.TRAIN]
         return len({patient.patient_id for patient in side})
+
+    def training_modalities(self) -> frozenset[str]:
+        """Modalities that some patient on the training side has. Never leaves the site."""
+        side = split_patients(self._load_cohort())[SplitName.TRAIN]
+        return frozenset(name for patient in side for name in (*patient.tables, *patient.volumes))
+
+    def check_declarations(self) -> None:
+        """In a study with masks, what this site declared is what its patients have.
+
+        Raises:
+            SiteDataError: FH-DATA-034 and 035, see `declarations`; or the cohort does not keep the data contract.
+        """
+        study, summed = self._pinned.study, {n for names in self._summed.values() for n in names}
+        if study.secure_aggregation is None or not (summed or any(self._blocks.values())):
+            return
+        check_declarations(
+            study,
+            self._pinned.admission.site.modalities,
+            self.training_modalities(),
+            summed=sorted(summed),
+        )
 
     def keep_global_model(self, manifest: Manifest, vector: Vector) -> None:
         """Keep the incoming model of the closing trip: it is the result, for `site evaluate`."""

@@ -1,12 +1,15 @@
 """A site without a modality: what it declares, refuses, and leaves alone bit for bit."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedhealth.config.load import load_site
+from fedhealth.config.study import Study
 from fedhealth.contracts.codes import DropCode
+from fedhealth.contracts.cohort import Cohort, Patient
 from fedhealth.contracts.data import SplitName
 from fedhealth.contracts.tensors import vector_from_bytes
 from fedhealth.data.check import CohortSummary, SideSummary
@@ -214,6 +217,68 @@ def test_site_check_remarks_patients_with_a_modality_that_is_not_declared(
     (remark,) = _modalities(config, study, summary(ehr=9, mri=2))
     assert "its encoder is not trained here" in remark
     assert _modalities(config, study, summary(ehr=9, mri=0)) == []
+
+
+MASKS = {"min_survivors": 3}
+
+
+def masked_over_all(new_consortium: Any, **modalities: tuple[str, ...]) -> Any:
+    content = two_modalities(min_cohort=3, average_encoders_over="all_sites")
+    declared = {name.replace("_", "-"): own for name, own in modalities.items()}
+    return new_consortium(
+        *SITES, content=content | {"secure_aggregation": MASKS}, modalities=declared
+    )
+
+
+def made_patients(*, imaging: bool) -> Cohort:
+    """Nine patients with records, on the training side; with a volume or without."""
+    volumes = {"mri": UnreadVolume()} if imaging else {}
+    patients = tuple(
+        Patient(patient_id=f"p{n}", tables={"ehr": np.array([50.0])}, volumes=volumes)
+        for n in range(9)
+    )
+    contract = Study.model_validate(two_modalities()).data.to_contract(seed=7)
+    split = dict.fromkeys((p.patient_id for p in patients), SplitName.TRAIN)
+    return Cohort(contract=contract, patients=patients, fixed_split=split)
+
+
+class UnreadVolume:
+    """A volume that nobody opens here."""
+
+    def load(self) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("own", "imaging", "code"),
+    [
+        (("ehr", "mri"), False, "FH-DATA-034"),
+        (("ehr",), True, "FH-DATA-035"),
+        (("ehr", "mri"), True, ""),
+        (("ehr",), False, ""),
+    ],
+)
+def test_a_worker_whose_declaration_is_not_true_does_not_start_where_a_masked_sum_counts_on_it(
+    new_consortium: Any, own: tuple[str, ...], imaging: bool, code: str
+) -> None:
+    # Declaring all modalities is the default: a floor of owners would be met by hospitals that have no images.
+    hospital = Hospital(masked_over_all(new_consortium, site_3=own), "site-3")
+    hospital.sessions._load_cohort = lambda: made_patients(imaging=imaging)  # type: ignore[assignment]
+    with pytest.raises(SiteDataError, match=code) if code else nullcontext():
+        hospital.sessions.check_declarations()
+
+
+def test_site_check_asks_for_true_declarations_where_a_masked_sum_counts_on_them(
+    new_consortium: Any,
+) -> None:
+    owner = Hospital(masked_over_all(new_consortium, site_3=("ehr",)), "site-3")
+    config, study = load_site(owner.home.config_path), owner.pinned.study
+    assert _modalities(config, study, summary(ehr=9, mri=0)) == []
+    with pytest.raises(SiteDataError, match=r"FH-DATA-035.*mri"):
+        _modalities(config, study, summary(ehr=9, mri=2))
+    told = config.model_copy(update={"modalities": ("ehr", "mri")})
+    with pytest.raises(SiteDataError, match=r"FH-DATA-034.*mri"):
+        _modalities(told, study, summary(ehr=9, mri=0))
 
 
 def test_the_incoming_model_is_what_leaves_for_frozen_tensors_in_every_round(
