@@ -84,10 +84,12 @@ def _simulation(request: Request, path: Path) -> None:
 
 
 def _site(request: Request, root: Path) -> None:
-    from fedhealth.site.benefit import benefit_of_site, release_row
+    from fedhealth.site.benefit import benefit_of_site, release_row, require_releasable
     from fedhealth.site.home import SiteHome
 
     home = SiteHome(root.resolve())
+    if request.release is not None:
+        require_releasable(home, request.study_id, request.release)
     say("Training alone, tuned by cross-validation: with images this takes a while.")
     result = benefit_of_site(home, request.study_id)
     tell(request, result.record, result.page_path)

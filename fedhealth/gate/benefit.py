@@ -58,7 +58,8 @@ def release_benefit(
             FH-GATE-022 it masks metrics, FH-GATE-023 too few patients, FH-GATE-024 nothing is left that may leave,
             FH-GATE-025 a value is outside of its range.
     """
-    _check(patients_per_class, terms)
+    check_terms(terms)
+    _check_counts(patients_per_class)
     digits = terms.metric_digits
     kept = tuple(
         MethodMetrics(
@@ -82,7 +83,8 @@ def release_benefit(
     return OutboundBenefit(kind="benefit", results=kept, gains=told, token=_GATE_TOKEN)
 
 
-def _check(patients_per_class: Sequence[int], terms: BenefitTerms) -> None:
+def check_terms(terms: BenefitTerms) -> None:
+    """Whether the study lets any row out, whatever its numbers. Raises as `release_benefit`, FH-GATE-020 to 022."""
     if not terms.is_agreed:
         raise GateRefusedError(
             "FH-GATE-020",
@@ -105,6 +107,9 @@ def _check(patients_per_class: Sequence[int], terms: BenefitTerms) -> None:
             why="The study hides what a single site's model is worth. Nothing was written.",
             fix="Keep the page at the site.",
         )
+
+
+def _check_counts(patients_per_class: Sequence[int]) -> None:
     if min(patients_per_class, default=0) < FEWEST_PER_CLASS:
         raise GateRefusedError(
             "FH-GATE-023",

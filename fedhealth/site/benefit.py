@@ -4,6 +4,7 @@ The same models, patients and intervals as `site evaluate`, as a record with ver
 that the study's release policy lets out: through the gate, charged to the ledger, in the journal, then to a file.
 """
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedhealth.errors import UsageError
 from fedhealth.evidence.benefit_row import BenefitRow, ReleasedGain, ReleasedMetrics
 from fedhealth.evidence.journal import Journal
 from fedhealth.evidence.signing import Envelope
-from fedhealth.gate.benefit import BenefitTerms, release_benefit
+from fedhealth.gate.benefit import BenefitTerms, check_terms, release_benefit
 from fedhealth.gate.outbound import OutboundBenefit
 from fedhealth.report.benefit.analysis import Setting, SitePredictions, analyse_site
 from fedhealth.report.benefit.learning_curves import curves_alone
@@ -77,26 +78,34 @@ def benefit_of_site(home: SiteHome, study_id: str | None) -> SiteBenefitResult:
     )
 
 
+def require_releasable(home: SiteHome, study_id: str | None, path: Path) -> None:
+    """Refuse what no numbers could change, before hours are spent on them.
+
+    Raises:
+        UsageError: FH-BENEFIT-001 to 003 as `release_row`.
+        GateRefusedError: FH-GATE-020 to 022 the study lets no row out.
+    """
+    chosen = home.choose_study(study_id)
+    check_terms(terms_of(load_pinned(home, chosen)))
+    _require_at_rest(home, chosen)
+    _require_place(path)
+
+
 def release_row(
     home: SiteHome, study_id: str | None, result: SiteBenefitResult, path: Path
 ) -> BenefitRow:
     """Write the row that policy lets out, signed, to `path`. Charged and in the journal before it is written.
 
     Raises:
-        UsageError: FH-BENEFIT-001 the site is at work, FH-BENEFIT-002 there is such a file already.
+        UsageError: FH-BENEFIT-001 the site is at work, FH-BENEFIT-002 there is such a file already, FH-BENEFIT-003
+            it could not be written.
         GateRefusedError: FH-GATE-020 to 025, with the reason.
         PrivacyError: the hospital's policy or its ledger forbids it.
     """
     chosen = home.choose_study(study_id)
     pinned = load_pinned(home, chosen)
     _require_at_rest(home, chosen)
-    if path.exists():
-        raise UsageError(
-            "FH-BENEFIT-002",
-            f"{path.name} is there already.",
-            why="Each release is a new statement and costs again; it does not replace one by accident.",
-            fix="Give another file.",
-        )
+    _require_place(path)
     outbound = release_benefit(
         [MethodMetrics(method=r.method, metrics=r.metrics) for r in result.record.sites[0].results],
         [_gain(gain.model_dump()) for gain in result.record.sites[0].gains],
@@ -200,6 +209,24 @@ def _write(pinned: Pinned, outbound: OutboundBenefit, envelope: Envelope, path: 
         outbound.kind, {"row_sha256": envelope.payload_digest, "num_bytes": len(data)}
     )
     write_atomically(path, data, mode=0o644)
+
+
+def _require_place(path: Path) -> None:
+    """Before anything is charged: what cannot be written would be paid for all the same."""
+    if path.exists():
+        raise UsageError(
+            "FH-BENEFIT-002",
+            f"{path.name} is there already.",
+            why="Each release is a new statement and costs again; it does not replace one by accident.",
+            fix="Give another file.",
+        )
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UsageError(
+            "FH-BENEFIT-003",
+            "the folder of --release is not there, or nothing can be written into it.",
+            why="A row is charged to the patients' account before it is written.",
+            fix="Make the folder, or give another file.",
+        )
 
 
 def _require_at_rest(home: SiteHome, study_id: str) -> None:

@@ -4,6 +4,7 @@ Scores are patients' data: the file is readable by its owner only. Beside it and
 volumes on the study's grid, nothing is written.
 """
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ def check_out(out: Path, *, may_overwrite: bool) -> None:
     """Refuse what cannot be written, before any patient is read.
 
     Raises:
-        UsageError: FH-USAGE-088 the file is there, FH-USAGE-089 its folder is not there.
+        UsageError: FH-USAGE-088 the file is there, FH-USAGE-089 its folder is not there or cannot be written.
     """
     if out.exists() and not (may_overwrite and out.is_file()):
         raise UsageError(
@@ -65,10 +66,10 @@ def check_out(out: Path, *, may_overwrite: bool) -> None:
             why="Scores that somebody may rely on would be gone.",
             fix="Give another name, or --force to replace a file.",
         )
-    if not out.parent.is_dir():
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise UsageError(
             "FH-USAGE-089",
-            "the folder of --out is not there.",
+            "the folder of --out is not there, or nothing can be written into it.",
             fix="Make it, with the rights that scores of patients should have.",
         )
 

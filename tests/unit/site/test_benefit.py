@@ -268,6 +268,20 @@ def test_a_refused_row_costs_nothing_and_writes_nothing(
     assert (journal_kinds(home), folder.exists() and read_ledger(folder).mark) == before
 
 
+def test_a_row_that_could_not_be_written_costs_nothing(
+    heart: HeartFederation, result: SiteBenefitResult, tmp_path: Path
+) -> None:
+    """The charge has no bound and stays: it must not be for a mistyped folder."""
+    home = heart.homes["vb"]
+    folder = home.ledger(load_pinned(home, STUDY_ID).config)
+    before = journal_kinds(home), folder.exists() and read_ledger(folder).mark
+    (tmp_path / "file").touch()
+    for place in ("nowhere", "file"):
+        with pytest.raises(UsageError, match="FH-BENEFIT-003"):
+            release_row(home, None, result, tmp_path / place / "row.json")
+    assert (journal_kinds(home), folder.exists() and read_ledger(folder).mark) == before
+
+
 def test_the_command_says_it_keeps_the_page_and_releases_the_row(
     heart: HeartFederation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,3 +298,7 @@ def test_the_command_says_it_keeps_the_page_and_releases_the_row(
         home.study(STUDY_ID).journal.read_text()
     )
     assert cli.run(["benefit", "--home", str(home.root), "--study", "nope"]) == ExitCode.USAGE
+    # What cannot be released is refused before a model is trained for it.
+    again = cli.run(["benefit", "--home", str(home.root), "--release", str(path)])
+    assert again == ExitCode.USAGE
+    assert "Training alone" not in capsys.readouterr().err
