@@ -88,6 +88,7 @@ def _site(request: Request, root: Path) -> None:
     from fedhealth.site.home import SiteHome
 
     home = SiteHome(root.resolve())
+    home.choose_study(request.study_id)
     if request.release is not None:
         require_releasable(home, request.study_id, request.release)
     say("Training alone, tuned by cross-validation: with images this takes a while.")
