@@ -6,6 +6,7 @@ Called by `fedhealth.simulation` only. Everything listens on loopback, and every
 import importlib.util
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ from fedhealth.supervision.children import Children
 from fedhealth.supervision.ports import free_port
 
 START_S: Final = 120.0
+CONNECT_S: Final = 5.0
 LAST_WORDS_S: Final = 0.5
 GONE_S: Final = 30.0  # Flower's threads look once a second whether they are to end
 POLL_S: Final = 0.1
@@ -61,6 +63,31 @@ def require_ray() -> None:
             why="--backend ray runs hospitals in processes of Ray, through Flower's simulation.",
             fix='Run `pip install "fedhealth[ray]" -c constraints.txt`, or simulate without --backend ray.',
         )
+
+
+def require_reachable(address: str) -> None:
+    """Ask whether anybody listens there: Ray itself would ask for minutes.
+
+    Raises:
+        UsageError: FH-RAY-008 it is not HOST:PORT.
+        TransportError: FH-RAY-002 nobody listens.
+    """
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isdigit()) or "/" in host:
+        raise UsageError(
+            "FH-RAY-008",
+            f"--ray-address {address!r} is not HOST:PORT.",
+            fix="Give what `ray start --head` has shown, for example 10.0.0.5:6379.",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise TransportError(
+            "FH-RAY-002",
+            f"no Ray cluster can be reached at {address} ({type(error).__name__}).",
+            why="Hospitals are processes of Ray in this simulation.",
+            fix="Start it (`ray start --head`), look at firewalls, or leave --ray-address out.",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +181,14 @@ def ray_simulation(
         client_app: MODULE:NAME of the ClientApp that answers for hospitals.
 
     Raises:
-        UsageError: FH-RAY-001 Ray is not installed, FH-RAY-003 it has no room for a hospital.
+        UsageError: FH-RAY-001 Ray is not installed, FH-RAY-003 it has no room for a hospital, FH-RAY-008 the address
+            is none.
         TransportError: FH-SERVER-001 the SuperLink did not start, FH-RAY-002 Ray did not, FH-RAY-005 a machine of the
             cluster is not set up like this one.
     """
     require_ray()
+    if options.address is not None:
+        require_reachable(options.address)
     home.live.mkdir(parents=True, exist_ok=True, mode=0o700)
     children = Children(home.logs)
     # Sockets of Ray lie in here, and a socket's path has at most 107 bytes: a folder of the study may be too deep.

@@ -1,6 +1,7 @@
 """Where hospitals compute: what a process of Ray does for a hospital, and what is refused. No Ray is needed here."""
 
 import importlib.util
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import pytest
 from fedhealth.cli.app import run
 from fedhealth.contracts.codes import DropCode
 from fedhealth.durable import exclusive, read_json
-from fedhealth.errors import UsageError
+from fedhealth.errors import TransportError, UsageError
 from fedhealth.evidence.signing import SigningKey
 from fedhealth.flower.run_server import raise_failure
-from fedhealth.flower.run_simulation import require_ray
+from fedhealth.flower.run_simulation import require_ray, require_reachable
 from fedhealth.report.record import RoundRecord
 from fedhealth.simulation import OnRay, Simulation, ray_hospital, simulate
 from fedhealth.simulation.backends import NewRecords
 from fedhealth.simulation.ray_hospital import answer
+from fedhealth.supervision.ports import free_port
 
 from .conftest import content, hospitals
 
@@ -94,6 +96,19 @@ def test_options_of_ray_without_ray_are_refused(capsys: pytest.CaptureFixture[st
     for option in ("--cpus-per-hospital=2", "--gpus-per-hospital=0.5", "--ray-address=host:1"):
         assert run(["simulate", str(study), "--num-sites", "3", option]) == 2
         assert "FH-RAY-007" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://host:10001", "host:", ":6379"])
+def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="FH-RAY-008"):
+        require_reachable(address)
+
+
+def test_a_cluster_that_nobody_reaches_is_said_at_once() -> None:
+    with pytest.raises(TransportError, match="FH-RAY-002"):
+        require_reachable(f"127.0.0.1:{free_port()}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        require_reachable(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("exit_code", [2, 3, 4, 5, 6, 7, 8, 9])
