@@ -11,6 +11,7 @@ from fedhealth.server.checkpoint import read_last_checkpoint
 from .conftest import DATA, Federation, MakeFederation
 
 ROUNDS = 2
+FEDERATION = {"min_cohort": 3, "gather_s": 60, "cohort_wait_s": 90, "round_deadline_s": 90}
 
 
 def content(**more: Any) -> dict[str, Any]:
@@ -32,12 +33,7 @@ def content(**more: Any) -> dict[str, Any]:
                 "fraction": 0.2,
             },
         },
-        "federation": {
-            "min_cohort": 3,
-            "gather_s": 60,
-            "cohort_wait_s": 90,
-            "round_deadline_s": 90,
-        },
+        "federation": FEDERATION,
         "release": {"metrics": []},
         "runs": [
             {
@@ -71,6 +67,10 @@ def run(make_federation: MakeFederation, study: dict[str, Any]) -> Federation:
     return federation
 
 
+def federation_of(more: dict[str, Any]) -> dict[str, Any]:
+    return dict(more.get("federation", {}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
@@ -82,8 +82,9 @@ def run(make_federation: MakeFederation, study: dict[str, Any]) -> Federation:
             # Under masks control variates need equal numbers of steps.
             "training": content()["training"] | {"local_epochs": None, "local_steps": 3},
         },
+        {"federation": FEDERATION | {"update_bits": 8}},
     ],
-    ids=["open", "masked and noised"],
+    ids=["open", "masked and noised", "in 8 bits"],
 )
 def test_they_run_to_the_end_and_keep_what_they_should_where_it_belongs(
     make_federation: MakeFederation, more: dict[str, Any]
@@ -97,5 +98,7 @@ def test_they_run_to_the_end_and_keep_what_they_should_where_it_belongs(
     folders = [path for home in federation.sites.values() for path in home.root.rglob("head_0000*")]
     assert len([p for p in folders if "control_variates" in p.parts]) == 3 * ROUNDS
     assert federation.records("fednova")[0].strategy_config == {"effective_steps": 4.0}
+    forms = {record.update_encoding for record in federation.records("scaffold")}
+    assert ("int8" in forms) == ("update_bits" in federation_of(more))
     moments = read_last_checkpoint(federation.server.run("fedadam")).strategy_state
     assert any("first_moment" in name for name in moments)

@@ -115,3 +115,21 @@ def test_study_check_says_what_travels_each_way(as_study: Any) -> None:
     (said,) = [f.text for f in findings if f.code == "FH-CONFIG-028"]
     assert "to each site a round" in said
     assert "times less than in float32" in said
+
+
+def test_noised_updates_are_rounded_and_cost_what_they_cost_in_float32(
+    as_study: Any, tmp_path: Path
+) -> None:
+    more = {
+        "privacy": {"noise_multiplier": 2.0, "clipping_norm": 1.0},
+        "release": {"metrics": []},
+    }
+    options = {"step": 0.5, "slope": 0.01, "carries_out": True}
+    spent = []
+    for name, study in (("eight", in_8_bits(options, **more)), ("plain", content(options, **more))):
+        done = simulate(as_study(study), hospitals(tmp_path), tmp_path / name).runs["main"]
+        train = done.records[0]
+        assert train.status == "complete"
+        spent.append([site.privacy.round_events for site in train.sites if site.privacy])
+        assert len(spent[-1]) == 3
+    assert spent[0] == spent[1]
