@@ -4,9 +4,13 @@ Flower strategies trust their surroundings: stock ones wait for ever, fold a sin
 missing metric and return float64 or NaN. What they rely on is made true here, and what they return is checked.
 """
 
+import inspect
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -33,6 +37,8 @@ Vector = NDArray[np.float32]
 
 STRATEGY_CONFIG_DROPPED = frozenset({"server-round"})
 """Flower's own bookkeeping: the manifest has the round, so it need not reach a site."""
+
+_log = getLogger(__name__)
 
 _BLOCK = 1 << 20  # elements looked at in one go by the finiteness check
 
@@ -235,10 +241,13 @@ class StrategyAggregator:
             # A strategy is a plug-in: whatever it raises must end as a code and a void round.
             if messages is not None and messages.failure is not None:
                 raise messages.failure from None
-            name = type(self._strategy).__name__
-            raise _broken(
-                "FH-STRATEGY-050", f"{name}.{verb} failed with {type(error).__name__}"
-            ) from error
+            # Its words may hold values of updates: they are for the author, on this machine, who asks for them.
+            _log.debug("the strategy failed", exc_info=True)
+            kind = type(
+                getattr(self._strategy, "inner", self._strategy)
+            )  # under masks it is wrapped
+            failed = f"failed with {type(error).__name__} at {_line_of(error, kind)}"
+            raise _broken("FH-STRATEGY-050", f"{kind.__name__}.{verb} {failed}") from error
 
 
 class _ReplyMessages:
@@ -348,10 +357,19 @@ def _refused_payload(what: str) -> ConfigError:
     )
 
 
+def _line_of(error: Exception, kind: type) -> str:
+    """File name and line where it happened: the innermost one in the strategy's own file, if it came through there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == inspect.getsourcefile(kind)]
+    last = (own or frames)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
+
+
 def _broken(code: str, what: str) -> AggregationError:
     return AggregationError(
         code,
         f"{what}.",
         why="The round is void and the model stays as it is.",
-        fix="Check the strategy against fedhealth.testing.strategy_contract.",
+        fix="Check the strategy against fedhealth.testing.strategy_contract; `fedhealth --log-level debug ...` shows "
+        "where and why a strategy failed.",
     )

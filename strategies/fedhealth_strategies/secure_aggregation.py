@@ -175,7 +175,8 @@ def check_needs_sum_only(strategy: Strategy) -> None:
         "FH-STRATEGY-061",
         f"{type(strategy).__name__} cannot be used with secure aggregation.",
         why=f"Under the masks there is one sum and no site's own update. {reason}",
-        fix="Choose a strategy that averages, such as fedavg, or take `secure_aggregation` out of the study.",
+        fix="Choose a strategy that averages, such as fedavg, or take `secure_aggregation` out of the study. The "
+        "author of one that needs the mean only writes `sum_based = True` into its class (strategies/README.md).",
     )
 
 

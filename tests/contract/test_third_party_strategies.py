@@ -1,11 +1,15 @@
 """A Flower user's own Strategy subclass, installed as a package, works by name, with masks where it can."""
 
+import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
+from fedhealth import plugins
 from fedhealth.cli.study_check import check_whole_study
 from fedhealth.config.study import Study
 from fedhealth.contracts.aggregation import SiteReply
@@ -112,6 +116,13 @@ def test_study_check_says_so_before_anything_runs() -> None:
 
 
 def test_the_plug_in_is_flowers_class_and_not_ours() -> None:
-    from fedhealth import plugins
-
     assert issubclass(plugins.load("fedhealth.strategies", "test-momentum"), FedAvg)
+
+
+def test_the_readme_shows_the_strategy_that_is_tested_here() -> None:
+    page = (Path(__file__).parents[2] / "strategies" / "README.md").read_text("utf-8")
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    assert inspect.getsource(plugins.load("fedhealth.strategies", "test-momentum")) in example
+    scope: dict[str, Any] = {}
+    exec(compile(example, "README", "exec"), scope)  # noqa: S102 - our own page
+    assert issubclass(scope["MomentumFedAvg"], FedAvg)

@@ -1,8 +1,10 @@
 # ruff: noqa: ARG002 - strategies keep Flower's signatures
 """The adapter holds strategies to a round's rules: who is asked, what is sent, what comes back."""
 
+import inspect
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,6 +204,24 @@ def test_result_off_the_contract_voids_the_round(result: Any, code: str) -> None
     with pytest.raises(AggregationError) as caught:
         one_round(wrapped(Returning(result)), 1, model(0), updates(1))
     assert code_of(caught) == code
+
+
+def test_a_failing_strategy_is_told_by_its_own_line_and_not_by_its_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise ValueError("weights 0.25 and 0.5")
+
+    failing = Returning(fail)
+    with caplog.at_level("INFO"), pytest.raises(AggregationError) as caught:
+        one_round(wrapped(failing), 1, model(0), updates(1))
+    lines, first = inspect.getsourcelines(fail)
+    wanted = f"Returning.aggregate_train failed with ValueError at {Path(__file__).name}:"
+    assert f"{wanted}{first + len(lines) - 1}" in str(caught.value)
+    assert "0.25" not in f"{caught.value} {caught.value.why} {caught.value.fix} {caplog.text}"
+    with caplog.at_level("DEBUG"), pytest.raises(AggregationError):
+        one_round(wrapped(failing), 1, model(0), updates(1))
+    assert "weights 0.25 and 0.5" in caplog.text
 
 
 def test_float64_result_is_cast_to_the_spec() -> None:
