@@ -14,6 +14,9 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 NUM_CALIBRATION_BINS = 10
 
+MAX_VALUES_AT_ONCE = 1 << 22
+"""Of resamples times patients: 32 MiB an array of float64."""
+
 
 def auc(probabilities: Probabilities, labels: Labels) -> float | None:
     """Area under the ROC curve: the chance that a case ranks above a control, ties counting half.
@@ -86,15 +89,27 @@ def calibration_error(
 def resampled_auc(
     probabilities: Probabilities, labels: Labels, weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(R,) AUC with each patient counted `weights` (R, N) times; NaN where only one class is left."""
-    cases, controls = probabilities[labels == 1], probabilities[labels == 0]
-    wins = (cases[:, None] > controls) + 0.5 * (cases[:, None] == controls)
-    case_weights, control_weights = weights[:, labels == 1], weights[:, labels == 0]
-    won = np.einsum("rj,rj->r", case_weights @ wins, control_weights)
-    num_pairs = case_weights.sum(axis=1) * control_weights.sum(axis=1)
-    areas: NDArray[np.float64] = np.divide(
-        won, num_pairs, out=np.full(won.shape, np.nan), where=num_pairs > 0
-    )
+    """(R,) AUC with each patient counted `weights` (R, N) times; NaN where only one class is left.
+
+    A probability that is no number is on the wrong side of everybody.
+    """
+    wrong = np.where(labels == 1, -np.inf, np.inf)
+    probabilities = np.where(np.isnan(probabilities), wrong, probabilities)
+    order = np.argsort(probabilities, kind="stable")
+    _, starts = np.unique(probabilities[order], return_index=True)
+    is_case = labels[order] == 1
+    areas = np.full(len(weights), np.nan)
+    step = max(1, MAX_VALUES_AT_ONCE // max(labels.size, 1))
+    for first in range(0, len(weights) if labels.size else 0, step):
+        drawn = weights[first : first + step, order]
+        # By distinct probability, in ascending order: no pair of patients is ever stored, of which there are billions.
+        cases = np.add.reduceat(drawn * is_case, starts, axis=1)
+        controls = np.add.reduceat(drawn * ~is_case, starts, axis=1)
+        won = (cases * (np.cumsum(controls, axis=1) - 0.5 * controls)).sum(axis=1)
+        num_pairs = cases.sum(axis=1) * controls.sum(axis=1)
+        areas[first : first + step] = np.divide(
+            won, num_pairs, out=np.full(won.shape, np.nan), where=num_pairs > 0
+        )
     return areas
 
 
@@ -125,11 +140,10 @@ def auc_interval(
     if cases.size == 0 or controls.size == 0:
         return None
     rng = np.random.Generator(np.random.PCG64(seed))
-    wins = (cases[:, None] > controls) + 0.5 * (cases[:, None] == controls)
-    case_weights = rng.multinomial(cases.size, np.full(cases.size, 1 / cases.size), num_resamples)
-    control_weights = rng.multinomial(
-        controls.size, np.full(controls.size, 1 / controls.size), num_resamples
-    )
-    values = np.einsum("rj,rj->r", case_weights @ wins, control_weights) / wins.size
+    weights = np.empty((num_resamples, labels.size))
+    for code, members in ((1, cases), (0, controls)):
+        chances = np.full(members.size, 1 / members.size)
+        weights[:, labels == code] = rng.multinomial(members.size, chances, num_resamples)
+    values = resampled_auc(probabilities, labels, weights)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

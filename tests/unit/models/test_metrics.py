@@ -91,3 +91,36 @@ def test_the_interval_is_a_pure_function_of_its_seed() -> None:
         metrics.auc_interval(probabilities, labels, num_resamples=200, seed=9) for _ in range(2)
     )
     assert first == again
+
+
+def test_the_resampled_auc_of_many_patients_needs_no_pair_of_them() -> None:
+    """40 000 patients have 400 million pairs; by hand over the pairs of a few, ties and an absent class included."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 40)
+    probabilities = np.round(rng.random(40), 1)
+    weights = rng.integers(0, 3, (6, 40)).astype(float)
+    weights[5, labels == 1] = 0
+    cases, controls = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    won = (probabilities[cases][:, None] > probabilities[controls]) + 0.5 * (
+        probabilities[cases][:, None] == probabilities[controls]
+    )
+    for row, found in zip(
+        weights[:5], metrics.resampled_auc(probabilities, labels, weights), strict=False
+    ):
+        pairs = np.outer(row[cases], row[controls])
+        assert found == pytest.approx((pairs * won).sum() / pairs.sum(), abs=1e-12)
+    assert np.isnan(metrics.resampled_auc(probabilities, labels, weights)[5])
+    many = np.tile(labels, 1000)
+    once = metrics.resampled_auc(rng.random(many.size), many, np.ones((2, many.size)))
+    assert once == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_a_probability_that_is_no_number_ranks_on_the_wrong_side() -> None:
+    labels = np.array([1, 0, 1, 0])
+    once = np.ones((1, 4))
+    assert metrics.resampled_auc(np.array([0.9, 0.1, np.nan, 0.2]), labels, once)[
+        0
+    ] == pytest.approx(0.5)
+    assert metrics.resampled_auc(np.array([0.9, np.nan, 0.8, 0.2]), labels, once)[
+        0
+    ] == pytest.approx(0.5)
