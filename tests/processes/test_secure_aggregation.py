@@ -66,7 +66,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     content["data"] = {"modalities": [*content["data"]["modalities"], mri]}
     for make in factory(tmp_path_factory.mktemp("masked")):
         federation = make(
-            content, num_sites=4, sizes=tuple(SIZES.values()), modalities={4: ("ehr",)}
+            content,
+            num_sites=4,
+            sizes=tuple(SIZES.values()),
+            modalities={4: ("ehr",)},
+            package="test-made-up",  # with patients, since a worker looks whether its declaration is true
         )
         assert federation.run_to_the_end(280) == 0, federation.output("server")
         yield federation
