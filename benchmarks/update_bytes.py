@@ -21,7 +21,7 @@ BAR_POINTS: Final = 0.5
 BAR_RATIO: Final = 3.9
 BAR_FEWER: Final = 10.0
 HEART_SEEDS: Final = tuple(range(1, 11))
-GENERATED_SEEDS: Final = tuple(range(1, 13))
+GENERATED_SEEDS: Final = tuple(range(1, 23))
 PART_SEEDS: Final = tuple(range(1, 5))
 WIRE_VALUES: Final = (20_561, 335_418, 14_366_161)
 """The numbers of the default model with a small CNN, of the shipped U-Net, and of a ResNet-10 model."""
