@@ -267,7 +267,9 @@ def _plan(options: RayOptions, num_hospitals: int, temp_dir: Path) -> RayPlan:
         cpus_per_hospital=options.cpus_per_hospital,
         gpus_per_hospital=options.gpus_per_hospital,
         address=options.address,
-        temp_dir=str(temp_dir),
+        temp_dir=str(
+            temp_dir / "r"
+        ),  # Ray opens its folder to everybody: not the one with the token
         most_cpus=options.cpus_per_hospital * num_hospitals,
     )
 

@@ -13,6 +13,7 @@ import yaml
 
 from fedhealth.config.load import load_study
 from fedhealth.config.study import Study
+from fedhealth.flower.simulation_place import SimulationPlace
 from fedhealth.report.write import read_rounds
 from fedhealth.server.checkpoint import read_last_checkpoint
 from fedhealth.server.home import ServerHome
@@ -79,12 +80,17 @@ def test_on_ray_the_model_is_that_of_one_process_bit_by_bit_and_only_loopback_is
 ) -> None:
     study = records_study(tmp_path)
     addresses: set[str] = set()
+    modes: set[int] = set()
     told: list[tuple[int, str]] = []
 
     def watch(progress: Progress) -> None:
         assert progress.record is not None, progress.text
         told.append((progress.record.round_number, progress.record.kind))
         addresses.update(listening(set(processes_of(tmp_path / "ray"))))
+        plan = SimulationPlace(ServerHome(tmp_path / "ray/server")).read_plan()
+        private = Path(plan.temp_dir).parent
+        modes.add(private.stat().st_mode & 0o777)
+        modes.add((private / "token").stat().st_mode & 0o777 | 0o100)
 
     here = run_on(study, tmp_path / "here")
     there = run_on(study, tmp_path / "ray", on_progress=watch, backend=OnRay())
@@ -100,6 +106,7 @@ def test_on_ray_the_model_is_that_of_one_process_bit_by_bit_and_only_loopback_is
     assert sorted(p.name for p in private[0].iterdir()) == sorted(
         p.name for p in private[1].iterdir()
     )
+    assert modes == {0o700}, "Ray opens its own folder to everybody"
     assert addresses, "Ray and the SuperLink do listen"
     assert addresses <= LOOPBACK
     assert processes_of(tmp_path / "ray") == {}
