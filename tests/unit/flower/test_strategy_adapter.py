@@ -213,13 +213,13 @@ def test_a_failing_strategy_is_told_by_its_own_line_and_not_by_its_words(
         raise ValueError("weights 0.25 and 0.5")
 
     failing = Returning(fail)
-    with caplog.at_level("INFO"), pytest.raises(AggregationError) as caught:
+    with caplog.at_level("INFO", "fedhealth"), pytest.raises(AggregationError) as caught:
         one_round(wrapped(failing), 1, model(0), updates(1))
     lines, first = inspect.getsourcelines(fail)
     wanted = f"Returning.aggregate_train failed with ValueError at {Path(__file__).name}:"
     assert f"{wanted}{first + len(lines) - 1}" in str(caught.value)
     assert "0.25" not in f"{caught.value} {caught.value.why} {caught.value.fix} {caplog.text}"
-    with caplog.at_level("DEBUG"), pytest.raises(AggregationError):
+    with caplog.at_level("DEBUG", "fedhealth"), pytest.raises(AggregationError):
         one_round(wrapped(failing), 1, model(0), updates(1))
     assert "weights 0.25 and 0.5" in caplog.text
 
