@@ -31,6 +31,7 @@ def test_the_blank_template_has_notes_on_its_masks_and_no_other_finding() -> Non
     assert {(finding.level, finding.code) for finding in check()} == {
         ("note", "FH-SECAGG-021"),
         ("note", "FH-SECAGG-026"),
+        ("note", "FH-SECAGG-029"),
     }
 
 
