@@ -49,7 +49,7 @@ def test_continuous_integration_runs_make_test() -> None:
 
 
 def test_ray_is_installed_for_the_tests_of_continuous_integration_only() -> None:
-    assert "make .venv/.installed-ray\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "\nmake .venv/.installed-ray || echo " in (ROOT / ".ci" / "run").read_text("utf-8")
     assert '".[ray]"' in dry_run("ray")
     assert not any("ray" in dry_run(target) for target in ("demo", "test"))
 

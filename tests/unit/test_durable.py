@@ -83,8 +83,12 @@ def test_only_simulations_let_writes_wait_for_the_disk_unsynced(
     write_atomically(tmp_path / "real", b"x")
     assert len(calls) == 2  # the file and its folder
     users = [
-        path.parent.name
+        f"{path.parent.name}/{path.name}"
         for path in Path(durable.__file__).parent.rglob("*.py")
         if "without_sync" in path.read_text("utf-8") and path.name != "durable.py"
     ]
-    assert set(users) == {"simulation"}
+    assert set(users) == {
+        "simulation/simulate.py",
+        "simulation/ray_hospital.py",
+        "flower/simulated_server_app.py",
+    }
