@@ -97,9 +97,9 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise TransportError(
                 "FH-LOCK-001",
-                f"{what} is already running from this home.",
+                f"{what} is already running from this folder.",
                 why="Two at once would overwrite each other's state.",
-                fix="Stop the other one first, or use another --home.",
+                fix="Stop the other one first, or name another folder (--home, or --out of a simulation).",
             ) from None
         yield
     finally:

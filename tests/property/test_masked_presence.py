@@ -5,7 +5,6 @@ The oracle knows declarations, drop-outs and fractions; it knows no manifest, no
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -15,42 +14,27 @@ from hypothesis import strategies as st
 
 from fedhealth.contracts.codes import DropCode
 from fedhealth.evidence.presence import owners_of
-from fedhealth.evidence.signing import Envelope, SigningKey
 from fedhealth.evidence.statements import CohortMember, Manifest, ManifestTensor, RoundMasking
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.secagg.fixed_point import SumInput, check_sum, decode, encode
 from fedhealth.secagg.fixed_point import SumOfBlock as Block
 from fedhealth.secagg.guard import Floors
 from fedhealth.secagg.layout import MaskedLayout, TailLayout
-from fedhealth.secagg.mask_keys import RunKey
 from fedhealth.secagg.quorum import least_threshold
 from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.server_side import MaskedSum
 from fedhealth.secagg.site_side import MaskingSite
-from fedhealth.secagg.statements import MaskKey, UnmaskRequest
+from fedhealth.secagg.statements import UnmaskRequest
 
-STUDY: Final = "a" * 64
+from .masking_keys import SERVER, STUDY, keys_of
+
 FLOOR: Final = 3
-SERVER: Final = SigningKey.generate()
 PARTS: Final = {"ct": slice(0, 3), "labs": slice(3, 5), "": slice(5, 8)}
 """Of the flat vector, by modality; the last one is everybody's."""
 LEVELS: Final = 127
 STEP: Final = Fraction(1, 256)
 """Updates lie on the grid, so that rounding at random changes nothing and means are exact."""
 MOST: Final = 50
-
-
-@lru_cache
-def keys_of(name: str) -> tuple[SigningKey, RunKey, Envelope]:
-    signing, running = SigningKey.generate(), RunKey.generate()
-    said = MaskKey(
-        study_id="study",
-        study_sha256=STUDY,
-        run_name="main",
-        site_id=name,
-        public_key=running.public,
-    )
-    return signing, running, said.sign(signing)
 
 
 @dataclass(frozen=True)

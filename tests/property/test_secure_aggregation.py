@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,37 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhealth.evidence.signing import SigningKey
 from fedhealth.evidence.statements import CohortMember, Manifest, ManifestTensor, RoundMasking
 from fedhealth.privacy.randomness import Randomness
 from fedhealth.secagg.fixed_point import SumInput, decode, encode
 from fedhealth.secagg.guard import Floors
 from fedhealth.secagg.layout import MaskedLayout, TailLayout
-from fedhealth.secagg.mask_keys import RunKey
 from fedhealth.secagg.quorum import least_threshold
 from fedhealth.secagg.refusals import MaskingError, MaskingRefusedError
 from fedhealth.secagg.server_side import MaskedSum
 from fedhealth.secagg.site_side import MaskingSite
-from fedhealth.secagg.statements import MaskKey
 
-STUDY = "a" * 64
+from .masking_keys import SERVER, STUDY, keys_of
+
 FLOOR = 3
 TAIL = TailLayout(train_metrics=("train_loss",), evaluate_metrics=("auc", "brier"))
-SERVER = SigningKey.generate()
-
-
-@lru_cache
-def keys_of(name: str) -> tuple[SigningKey, RunKey, CohortMember]:
-    signing, running = SigningKey.generate(), RunKey.generate()
-    said = MaskKey(
-        study_id="study",
-        study_sha256=STUDY,
-        run_name="main",
-        site_id=name,
-        public_key=running.public,
-    )
-    member = CohortMember(site_id=name, key_id=signing.public.key_id, mask_key=said.sign(signing))
-    return signing, running, member
 
 
 @dataclass(frozen=True)
@@ -88,7 +70,14 @@ class Case:
             kind="train",
             model_sha256="b" * 64,
             tensors=(ManifestTensor(name="w", shape=(1,), offset=0, dtype="float32"),),
-            cohort=tuple(keys_of(name)[2] for name in self.names),
+            cohort=tuple(
+                CohortMember(
+                    site_id=name,
+                    key_id=keys_of(name)[0].public.key_id,
+                    mask_key=keys_of(name)[2],
+                )
+                for name in self.names
+            ),
             min_cohort=2,
             strategy_config={},
             masking=RoundMasking(

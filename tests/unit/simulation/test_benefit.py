@@ -29,6 +29,8 @@ from fedhealth.site.benefit import benefit_of_site, release_row
 from fedhealth.site.home import SiteHome
 from fedhealth.training.held_out import HeldOutScores
 
+from .generated_hospitals import write_site_files
+
 SITES = ("hospital-1", "hospital-2", "hospital-3")
 MASKS = {"min_survivors": 3, "value_range": 1.0}
 
@@ -46,26 +48,8 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def write_hospitals(folder: Path) -> list[str]:
-    arguments = []
-    for index, site_id in enumerate(SITES):
-        path = folder / f"site-{site_id}.yaml"
-        options = {
-            "site_index": index,
-            "num_sites": len(SITES),
-            "num_patients": 40,
-            "size": 16,
-            "imaging": False,
-        }
-        said = {
-            "schema_version": 1,
-            "site_id": site_id,
-            "package": {"name": "synthetic", "options": options},
-            "data_dir": str(folder / "data" / site_id),
-            "declared_train_size": 12,
-        }
-        path.write_text(yaml.safe_dump(said))
-        arguments += ["--site", str(path)]
-    return arguments
+    paths = write_site_files(folder, SITES, num_patients=40, train_size=12)
+    return [word for path in paths for word in ("--site", str(path))]
 
 
 def test_every_method_is_judged_on_the_same_patients(

@@ -23,6 +23,8 @@ from fedhealth.site.home import SiteHome
 from fedhealth.site.own_model import open_own_model
 from fedhealth.site.recalibration import recalibrate
 
+from .generated_hospitals import write_site_files
+
 PERSONALISATIONS = ("none", "private_head", "fine_tune")
 SITES = ("hospital-1", "hospital-2")
 
@@ -40,29 +42,6 @@ def study_file(folder: Path) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(said, sort_keys=False))
     return path
-
-
-def site_files(folder: Path) -> list[Path]:
-    paths = []
-    for index, site_id in enumerate(SITES):
-        options = {
-            "site_index": index,
-            "num_sites": len(SITES),
-            "num_patients": 120,
-            "size": 16,
-            "imaging": False,
-        }
-        said = {
-            "schema_version": 1,
-            "site_id": site_id,
-            "package": {"name": "synthetic", "options": options},
-            "data_dir": str(folder / "data" / site_id),
-            "declared_train_size": 24,
-        }
-        path = folder / f"{site_id}.yaml"
-        path.write_text(yaml.safe_dump(said))
-        paths.append(path)
-    return paths
 
 
 def everything_learned(study: Study, sites: list[Path], folder: Path) -> dict[str, Any]:
@@ -108,7 +87,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_held_out_patients_change_nothing_that_is_learned(tmp_path: Path, study: Study) -> None:
-    sites = site_files(tmp_path)
+    sites = write_site_files(tmp_path, SITES, num_patients=120, train_size=24)
     before = everything_learned(study, sites, tmp_path / "before")
     assert exchange(tmp_path, study, SplitName.TEST) > 20
     after = everything_learned(study, sites, tmp_path / "after")
